@@ -1,0 +1,1 @@
+"""Drives training: describes jobs, launches processes, watches them and evaluates what they learnt."""

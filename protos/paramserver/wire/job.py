@@ -1,0 +1,191 @@
+"""The job: what to train, on which data, under which policy, until when.
+
+These models are the one definition of a job's names, types, defaults and bounds. A job file, the Python API and
+the wire all pass through them. A job names code (a task), it never carries it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from paramserver.wire.errors import JobError, nearest
+
+#: Tensors of a job all have one of these dtypes.
+Dtype = Literal["float32", "float64"]
+
+
+class Section(BaseModel):
+    """A table of the job file: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TaskSection(Section):
+    """Which model to train; `use` is a built-in name, `module:Name` or `file.py:Name`."""
+
+    use: str = Field(min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataSection(Section):
+    """Where the examples are and how they are cut into shards and batches."""
+
+    source: str = Field(min_length=1)
+    test: str = ""
+    label: str = ""
+    shards: int = Field(default=4, ge=1, le=65536)
+    batch_size: int = Field(default=256, ge=0)
+    standardize: bool = False
+
+
+class TrainSection(Section):
+    """The consistency policy and how long to train; a step is one contribution of every shard."""
+
+    mode: Literal["sync", "async", "ssp"] = "sync"
+    staleness: int = Field(default=3, ge=0)
+    reduce: Literal["mean", "sum"] = "mean"
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    dtype: Dtype = "float32"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"epochs = {self.epochs} and steps = {self.steps} are both set; give one of them")
+        return self
+
+
+class OptimizerSection(Section):
+    """The update that the server applies, its learning-rate schedule and gradient clipping."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    clip_norm: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_steps: int = Field(default=0, ge=0)
+    decay_rate: float = Field(default=0.1, gt=0, le=1)
+    final_learning_rate: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = true needs momentum above 0")
+        if self.schedule == "step" and self.decay_steps == 0:
+            raise ValueError("schedule = 'step' needs decay_steps of 1 or more: the steps between two decays")
+        return self
+
+
+class StopSection(Section):
+    """When to stop before the last step; a bound of 0 is no bound."""
+
+    target_loss: float | None = None
+    tolerance: float = Field(default=0.0, ge=0)
+    patience: int = Field(default=3, ge=1)
+    max_seconds: float = Field(default=0.0, ge=0)
+
+
+class ServerSection(Section):
+    """How the server holds the job."""
+
+    partitions: Literal[1] = 1
+    durability: Literal["none"] = "none"
+    lease_s: float = Field(default=10.0, ge=0.1)
+
+
+class Job(Section):
+    """One training run: task, data, policy, optimizer, stop rule and seed.
+
+    Raises:
+        JobError: from `from_toml` and `from_dict`, with the key, the value found and what is allowed.
+    """
+
+    task: TaskSection
+    data: DataSection
+    train: TrainSection = TrainSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    stop: StopSection = StopSection()
+    server: ServerSection = ServerSection()
+
+    @classmethod
+    def from_dict(cls, tables: dict[str, Any], origin: str = "job") -> Job:
+        """Check nested tables such as a parsed job file holds; `origin` opens every error message."""
+        try:
+            return cls.model_validate(tables)
+        except ValidationError as error:
+            lines = [_explain(detail) for detail in error.errors()]
+            raise JobError("\n".join(f"{origin}: {line}" for line in lines)) from None
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Job:
+        """Read a job file; paths inside it stay as they are written."""
+        path = Path(path)
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise JobError(f"{path}: no such job file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise JobError(f"{path}: cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise JobError(f"{path}: not valid TOML: {error}") from None
+        return cls.from_dict(tables, origin=str(path))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Read the JSON form, which is how a job crosses the wire."""
+        try:
+            tables = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise JobError(f"job: not valid JSON: {error}") from None
+        if not isinstance(tables, dict):
+            raise JobError(f"job: a JSON object is expected, found {type(tables).__name__}")
+        return cls.from_dict(tables)
+
+    def to_json(self) -> str:
+        """Return the JSON form with every key, defaults included."""
+        return self.model_dump_json()
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """Say which key is wrong, what was found and what is allowed."""
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path)
+    found = detail["input"]
+    match detail["type"]:
+        case "extra_forbidden":
+            allowed = _keys_at(path[:-1])
+            return f"unknown key {key!r}{nearest(path[-1], allowed)} Allowed: {', '.join(sorted(allowed))}"
+        case "missing":
+            return f"{key!r} is missing"
+        case "literal_error":
+            hint = nearest(found, _literals(detail)) if isinstance(found, str) else ""
+            return f"{key!r} is {found!r}{hint} Allowed: {detail.get('ctx', {}).get('expected', '')}"
+        case "value_error":
+            reason = detail["msg"].removeprefix("Value error, ")
+            return f"{key}: {reason}" if key else reason
+        case _:
+            return f"{key!r} is {found!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+
+
+def _literals(detail: ErrorDetails) -> list[str]:
+    return [part.strip(" '") for part in str(detail.get("ctx", {}).get("expected", "")).replace(" or ", ",").split(",")]
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Job
+    for part in path:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return list(model.model_fields)
