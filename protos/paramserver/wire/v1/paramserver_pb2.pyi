@@ -1,0 +1,423 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class WorkerMessage(_message.Message):
+    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "payload")
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
+    SURVEY_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_FIELD_NUMBER: _ClassVar[int]
+    PUSH_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    join: Join
+    pull: PullWork
+    survey: Survey
+    initial: Initial
+    push: Push
+    heartbeat: Heartbeat
+    leave: Leave
+    failure: Failure
+    payload: bytes
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class ServerMessage(_message.Message):
+    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "payload")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    CENSUS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    job: JobStarted
+    census: Census
+    layout: Layout
+    work: Work
+    refusal: Refusal
+    ended: JobEnded
+    payload: bytes
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class Join(_message.Message):
+    __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    worker: str
+    host: str
+    pid: int
+    accepts: _containers.RepeatedScalarFieldContainer[int]
+    pinned: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("protocol", "chunk_bytes", "heartbeat_s")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    chunk_bytes: int
+    heartbeat_s: float
+    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
+
+class JobStarted(_message.Message):
+    __slots__ = ("job_id", "job_json")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    job_json: str
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ...) -> None: ...
+
+class Census(_message.Message):
+    __slots__ = ("rows", "features", "classes")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    features: int
+    classes: int
+    def __init__(self, rows: _Optional[int] = ..., features: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
+
+class Layout(_message.Message):
+    __slots__ = ("tensors",)
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PullWork(_message.Message):
+    __slots__ = ("held",)
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    held: int
+    def __init__(self, held: _Optional[int] = ...) -> None: ...
+
+class Work(_message.Message):
+    __slots__ = ("version", "offset", "last", "assignments")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    offset: int
+    last: bool
+    assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
+    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("kind", "shard", "epoch", "step")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        GRADIENT: _ClassVar[Assignment.Kind]
+        SURVEY: _ClassVar[Assignment.Kind]
+        INITIAL: _ClassVar[Assignment.Kind]
+    GRADIENT: Assignment.Kind
+    SURVEY: Assignment.Kind
+    INITIAL: Assignment.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    kind: Assignment.Kind
+    shard: int
+    epoch: int
+    step: int
+    def __init__(self, kind: _Optional[_Union[Assignment.Kind, str]] = ..., shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+
+class Survey(_message.Message):
+    __slots__ = ("shard", "epoch", "rows", "features", "classes")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    rows: int
+    features: int
+    classes: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., rows: _Optional[int] = ..., features: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
+
+class Initial(_message.Message):
+    __slots__ = ("shard", "epoch", "tensors", "offset")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    offset: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Push(_message.Message):
+    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    step: int
+    version: int
+    samples: int
+    loss: float
+    offset: int
+    pull: bool
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("code", "shard", "step", "reason")
+    class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNSPECIFIED: _ClassVar[Refusal.Code]
+        FENCED: _ClassVar[Refusal.Code]
+        DUPLICATE: _ClassVar[Refusal.Code]
+        GAP: _ClassVar[Refusal.Code]
+        INVALID: _ClassVar[Refusal.Code]
+    UNSPECIFIED: Refusal.Code
+    FENCED: Refusal.Code
+    DUPLICATE: Refusal.Code
+    GAP: Refusal.Code
+    INVALID: Refusal.Code
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    code: Refusal.Code
+    shard: int
+    step: int
+    reason: str
+    def __init__(self, code: _Optional[_Union[Refusal.Code, str]] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class JobEnded(_message.Message):
+    __slots__ = ("job_id", "status", "reason")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    status: str
+    reason: str
+    def __init__(self, job_id: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("job_id", "job_json")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    job_json: str
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ...) -> None: ...
+
+class SubmitReply(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments")
+    class StalenessEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    class RejectedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CENSUS_FIELD_NUMBER: _ClassVar[int]
+    MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    job_json: str
+    state: str
+    reason: str
+    version: int
+    clock: _containers.RepeatedScalarFieldContainer[int]
+    total_steps: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    shards: _containers.RepeatedCompositeFieldContainer[ShardStatus]
+    waiting_for: _containers.RepeatedCompositeFieldContainer[Wait]
+    staleness: _containers.ScalarMap[int, int]
+    rejected: _containers.ScalarMap[str, int]
+    bytes_received: int
+    bytes_sent: int
+    loss: float
+    seconds: float
+    samples: int
+    census: Census
+    moments: bytes
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("name", "host", "pid", "shards", "silent_s", "pushes", "rejected", "lag", "state")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    SILENT_S_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    LAG_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    host: str
+    pid: int
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    silent_s: float
+    pushes: int
+    rejected: int
+    lag: int
+    state: str
+    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., silent_s: _Optional[float] = ..., pushes: _Optional[int] = ..., rejected: _Optional[int] = ..., lag: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+
+class ShardStatus(_message.Message):
+    __slots__ = ("shard", "clock", "worker", "epoch", "rows")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    clock: int
+    worker: str
+    epoch: int
+    rows: int
+    def __init__(self, shard: _Optional[int] = ..., clock: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("shard", "worker", "since_s", "reason")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SINCE_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    worker: str
+    since_s: float
+    reason: str
+    def __init__(self, shard: _Optional[int] = ..., worker: _Optional[str] = ..., since_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("after_step",)
+    AFTER_STEP_FIELD_NUMBER: _ClassVar[int]
+    after_step: int
+    def __init__(self, after_step: _Optional[int] = ...) -> None: ...
+
+class WatchReply(_message.Message):
+    __slots__ = ("status", "points")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    status: StatusReply
+    points: _containers.RepeatedCompositeFieldContainer[Point]
+    def __init__(self, status: _Optional[_Union[StatusReply, _Mapping]] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ...) -> None: ...
+
+class Point(_message.Message):
+    __slots__ = ("step", "version", "seconds", "loss", "samples")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    version: int
+    seconds: float
+    loss: float
+    samples: int
+    def __init__(self, step: _Optional[int] = ..., version: _Optional[int] = ..., seconds: _Optional[float] = ..., loss: _Optional[float] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PullReply(_message.Message):
+    __slots__ = ("job_id", "layout", "dtype", "version", "offset", "payload")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    layout: Layout
+    dtype: str
+    version: int
+    offset: int
+    payload: bytes
+    def __init__(self, job_id: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[str] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class StopReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
