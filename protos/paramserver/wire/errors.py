@@ -1,16 +1,16 @@
 """Every error that paramserver raises, and the one table that maps them to gRPC status codes.
 
-    ParamserverError
-    ├── RequestError            the request was wrong: exit status 2
-    │   ├── JobError            a job file or job field
-    │   ├── DataError           a data source, file or cell
-    │   └── TaskError           a task that cannot be found or breaks its contract
-    ├── JobFailed               the job ran and failed: exit status 1
-    ├── ProtocolError           a peer sent a message that breaks the contract
-    │   └── TensorError         a tensor message that lies about shape, dtype, length or values
-    ├── Busy                    the server already runs another job
-    ├── NotReady                what was asked for does not exist yet
-    └── Unreachable             a server that does not answer: exit status 3
+ParamserverError
+├── RequestError            the request was wrong: exit status 2
+│   ├── JobError            a job file or job field
+│   ├── DataError           a data source, file or cell
+│   └── TaskError           a task that cannot be found or breaks its contract
+├── JobFailed               the job ran and failed: exit status 1
+├── ProtocolError           a peer sent a message that breaks the contract
+│   └── TensorError         a tensor message that lies about shape, dtype, length or values
+├── Busy                    the server already runs another job
+├── NotReady                what was asked for does not exist yet
+└── Unreachable             a server that does not answer: exit status 3
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""How named tensors lie in the one flat vector that travels and that the server updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramserver.wire.errors import TensorError
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+Array = NDArray[Any]
+
+#: What a peer may declare; checked before anything is allocated.
+MAX_TENSORS = 65_536
+MAX_NAME = 256
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 2**40
+
+
+class Tensor(NamedTuple):
+    """A named tensor and the index of its first element in the flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Layout:
+    """The tensors of θ back to back, in a fixed order, all of one dtype.
+
+    Raises:
+        TensorError: if names repeat or sizes are out of bounds.
+    """
+
+    def __init__(self, shapes: Iterable[tuple[str, Sequence[int]]], dtype: str | np.dtype[Any]) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.tensors: list[Tensor] = []
+        names: set[str] = set()
+        offset = 0
+        for name, dimensions in shapes:
+            shape = tuple(int(n) for n in dimensions)
+            if not 1 <= len(name) <= MAX_NAME:
+                raise TensorError(f"tensor name {name[:40]!r} has {len(name)} characters, allowed are 1 to {MAX_NAME}")
+            if name in names:
+                raise TensorError(f"tensor {name!r} is declared twice")
+            if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape):
+                raise TensorError(f"tensor {name!r} has shape {shape}, allowed are up to {MAX_DIMENSIONS} dimensions")
+            names.add(name)
+            tensor = Tensor(name, shape, offset)
+            self.tensors.append(tensor)
+            offset += tensor.size
+            if len(names) > MAX_TENSORS or offset > MAX_ELEMENTS:
+                raise TensorError(
+                    f"{len(names)} tensors with {offset} elements; allowed are {MAX_TENSORS} and {MAX_ELEMENTS}"
+                )
+        if offset == 0:
+            raise TensorError("the parameters have no elements")
+        #: Elements of the flat vector.
+        self.size = offset
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array], dtype: str) -> Layout:
+        """Lay out the arrays of a model in the order of the mapping."""
+        return cls(((name, array.shape) for name, array in arrays.items()), dtype)
+
+    @classmethod
+    def from_proto(cls, tensors: Iterable[pb.Tensor], dtype: str) -> Layout:
+        """Read a layout from a peer."""
+        return cls(((tensor.name, tensor.shape) for tensor in tensors), dtype)
+
+    def to_proto(self) -> list[pb.Tensor]:
+        """Return the wire form."""
+        return [pb.Tensor(name=tensor.name, shape=tensor.shape) for tensor in self.tensors]
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """Return the tensors as views of a flat vector of `size` elements."""
+        return {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in self.tensors}
+
+    def pack(self, arrays: Mapping[str, Array], out: Array, scale: float = 1.0) -> None:
+        """Write `scale` times the arrays into the flat vector `out`, in one pass."""
+        for name, view in self.views(out).items():
+            np.multiply(arrays[name], scale, out=view)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and (self.dtype, self.tensors) == (other.dtype, other.tensors)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def read_values(payload: memoryview, dtype: np.dtype[Any], offset: int, size: int) -> Array:
+    """Return the payload of a chunk as a read-only view, after checking that it lies within `size` elements.
+
+    Raises:
+        TensorError: if the length is no multiple of the item size or the chunk leaves the vector.
+    """
+    count, rest = divmod(payload.nbytes, dtype.itemsize)
+    if rest or not count:
+        raise TensorError(f"a chunk of {payload.nbytes} bytes holds no whole number of {dtype.name} values")
+    if offset + count > size:
+        raise TensorError(f"a chunk of {count} values at offset {offset} leaves the vector of {size} values")
+    return np.frombuffer(payload, dtype=dtype)
+
+
+def is_finite(values: Array) -> bool:
+    """Say whether no value is NaN or infinite; a finite sum proves it, so a pass with a mask is rarely needed."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(values, axis=None)
+    return bool(np.isfinite(total) or np.isfinite(values).all())
