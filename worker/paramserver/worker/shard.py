@@ -81,7 +81,9 @@ class Shard:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0."""
         rows = self._order.rows_of(step)
-        return Batch(self._ready(self._x[rows]), self._y[rows], self._classes)
+        # A slice is the whole shard, which csr would copy.
+        x = self._x if isinstance(rows, slice) else self._x[rows]
+        return Batch(self._ready(x), self._y[rows], self._classes)
 
     def _ready(self, x: Features) -> Features:
         return _in_dtype(self._standardizer.apply(x) if self._standardizer else x, self._dtype)
