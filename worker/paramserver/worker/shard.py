@@ -14,6 +14,7 @@ from paramserver.wire.job import Job
 from paramserver.wire.moments import Moments
 from paramserver.worker.batches import Batch, BatchOrder, Features, shard_range
 from paramserver.worker.data import open_source
+from paramserver.worker.data.sparse import with_features
 from paramserver.worker.moments import Standardizer, moments
 
 #: Whole numbers up to here may be class numbers; larger ones are values, such as amounts or times.
@@ -100,9 +101,11 @@ def open_test(
     name = job.data.test
     if not name:
         raise DataError("the job has no data.test to evaluate on")
-    source = open_source(name, job.data.label, base)
+    source = open_source(name, _test_label(job), base)
     x, y = source.read(0, source.rows)
-    if source.features != features:
+    if not isinstance(x, np.ndarray):
+        x = with_features(x, features)
+    elif source.features != features:
         raise DataError(f"{name}: {source.features} features, but training has {features}")
     if classes and not 0 < count_classes(y) <= classes:
         raise DataError(
@@ -110,6 +113,17 @@ def open_test(
         )
     dtype = np.dtype(job.train.dtype)
     return Batch(_in_dtype(standardizer.apply(x) if standardizer else x, dtype), y.astype(dtype), classes)
+
+
+def _test_label(job: Job) -> str:
+    """Return the label of the test data: that of training, unless it names a file of training's labels."""
+    label = job.data.label
+    if label.endswith(".npy") and job.data.test.endswith(".npy"):
+        raise DataError(
+            f"data.label = {label!r} holds the labels of the training rows; data.test = {job.data.test!r} has "
+            "none: keep it as .npz with x and y, or as .npy with the label as its last column"
+        )
+    return "" if label.endswith(".npy") or "idx1" in label else label
 
 
 def count_classes(y: NDArray[Any]) -> int:
