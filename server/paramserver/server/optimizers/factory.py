@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paramserver.server.optimizers import fused
 from paramserver.server.optimizers.adagrad import adagrad
 from paramserver.server.optimizers.adam import adam
 from paramserver.server.optimizers.ftrl import ftrl
@@ -13,10 +14,18 @@ from paramserver.server.optimizers.yogi import yogi
 from paramserver.wire.job import OptimizerSection
 
 
-def make_optimizer(section: OptimizerSection) -> Optimizer:
-    """Return the optimizer that a job asks for; schedule and clipping are apart from it."""
+def make_optimizer(section: OptimizerSection, fuse: bool = fused.AVAILABLE) -> Optimizer:
+    """Return the optimizer that a job asks for; schedule and clipping are apart from it.
+
+    With `fuse`, those that have a compiled form use it: faster, with the same bits.
+    """
     s = section
     match s.name:
+        case "sgd" if fuse and s.momentum:
+            return fused.fused_momentum(s.momentum, s.nesterov, s.weight_decay)
+        case "adam" | "adamw" if fuse:
+            decoupled = s.name == "adamw"
+            return fused.fused_adam(s.beta1, s.beta2, s.epsilon, s.weight_decay, decoupled)
         case "sgd":
             return sgd(s.momentum, s.nesterov, s.weight_decay)
         case "adam":
