@@ -27,7 +27,7 @@ def open_function(name: str, base: Path | None) -> Source:
     """
     function = load_object(name, base, DataError)
     if not callable(function):
-        raise DataError(f"{name!r} is a {type(function).__name__}; a function is expected")
+        raise DataError(f"{name!r} is of type {type(function).__name__}; a function is expected")
     if {"start", "stop"} <= set(inspect.signature(function).parameters):
         return RangeSource(name, function)
     return ArraySource(name, *_call(name, function))
