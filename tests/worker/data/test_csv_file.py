@@ -19,6 +19,11 @@ def write(tmp_path):
     return write
 
 
+def read_all(path, label):
+    source = open_source(path, label)
+    return source.read(0, source.rows)
+
+
 @given(
     table=arrays(
         np.float64,
@@ -98,9 +103,9 @@ def test_a_header_of_years_is_a_header_if_the_label_is_in_it(write):
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(write, text, label, message):
+    path = str(write(text))
     with pytest.raises(DataError, match=message):
-        source = open_source(str(write(text)), label)
-        source.read(0, source.rows)
+        read_all(path, label)
 
 
 def test_only_the_rows_asked_for_are_parsed(write):

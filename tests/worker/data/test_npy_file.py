@@ -103,7 +103,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", X)
     content = (tmp_path / "a.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(content[:-8])
-    with pytest.raises(DataError, match="not a .npy file"):
+    with pytest.raises(DataError, match=r"not a \.npy file"):
         open_source("a.npy", base=tmp_path)
 
 

@@ -19,6 +19,11 @@ def write(tmp_path):
     return write
 
 
+def read_all(path, label):
+    source = open_source(path, label)
+    return source.read(0, source.rows)
+
+
 COLUMNS = {"a": np.arange(23.0), "y": np.arange(23) % 3, "b": np.arange(23) > 10}
 
 
@@ -45,9 +50,9 @@ def test_the_last_column_is_the_label_by_default(write):
     ],
 )
 def test_what_is_wrong_is_named(write, columns, label, message):
+    path = write(columns)
     with pytest.raises(DataError, match=message):
-        source = open_source(write(columns), label)
-        source.read(0, source.rows)
+        read_all(path, label)
 
 
 def test_a_file_that_is_not_parquet_is_refused(tmp_path):
