@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from paramserver.client import leash
-from paramserver.wire.errors import JobFailed
+from paramserver.wire.errors import JobFailed, RequestError
 
 #: A server has been started and answers well within this time, or something is wrong.
 START_S = 30.0
@@ -24,6 +24,16 @@ _TAIL_LINES = 15
 _ONE_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of worker processes that makes no sense.
+
+    Raises:
+        RequestError: below 1.
+    """
+    if workers < 1:
+        raise RequestError(f"workers is {workers}, allowed are 1 and more")
 
 
 class LocalProcess:

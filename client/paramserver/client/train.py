@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from paramserver.client.connection.client import Client, Point, Update
 from paramserver.client.evaluate import evaluate, open_test
 from paramserver.client.fingerprint import theta_sha256
-from paramserver.client.launch import LocalCluster
+from paramserver.client.launch import LocalCluster, check_workers
 from paramserver.client.rundirectory import RunDirectory
 from paramserver.wire.errors import (
+    Busy,
     DataError,
     JobError,
     JobFailed,
@@ -24,6 +25,7 @@ from paramserver.wire.errors import (
     ParamserverError,
     RequestError,
     TaskError,
+    Unreachable,
 )
 from paramserver.wire.job import Job
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -42,7 +44,7 @@ _KIND = re.compile(rf"\b({'|'.join(_REQUEST_ERRORS)}): ")
 class Result:
     """What a run has come to."""
 
-    #: `done`, or `stopped` if somebody stopped the job before its end.
+    #: `done`, or `stopped` if somebody ended the job early; in a record also `failed` and `interrupted`.
     status: str
     #: One sentence on why the job ended.
     reason: str
@@ -107,71 +109,72 @@ def train(
         Busy: if the running server has another job.
         Unreachable: if the running server does not answer.
     """
-    if workers < 1:
-        raise RequestError(f"workers is {workers}, allowed are 1 and more")
+    check_workers(workers)
     if servers != 1:
         raise RequestError(f"servers is {servers}, allowed is 1")
     root = Path(base or ".").resolve()
     if job.data.test or not server:
         load_task(job.task.use, job.task.options, root)
     directory = RunDirectory(job, run)
+    training = _Training(job, directory, root)
     try:
-        with ExitStack() as stack:
-            cluster = None
-            if server is None:
-                cluster = stack.enter_context(LocalCluster(workers, directory.logs, root))
-            client = stack.enter_context(Client(server or cluster.address))  # type: ignore[union-attr]
-            training = _Training(job, client, directory, root)
-            return training.run(progress, cluster.check if cluster else None)
-    except (RequestError, ParamserverError) as error:
-        if not isinstance(error, JobFailed):
+        if server is not None:
+            with Client(server) as client:
+                return training.on_server(client, progress)
+        with LocalCluster(workers, directory.logs, root) as cluster, Client(cluster.address) as client:
+            return training.run(client, progress, cluster.check)
+    except KeyboardInterrupt:
+        training.record("interrupted", "interrupted by the user")
+        raise
+    except ParamserverError as error:
+        if training.begun or isinstance(error, JobFailed):
+            training.record("failed", str(error))
+        else:
             directory.discard()
+        raise
+    except BaseException as error:
+        training.record("failed", f"{type(error).__name__}: {error}")
         raise
 
 
 class _Training:
-    """One job on one server."""
+    """One job on one server, and its record in the run directory."""
 
-    def __init__(self, job: Job, client: Client, directory: RunDirectory, base: Path) -> None:
+    def __init__(self, job: Job, directory: RunDirectory, base: Path) -> None:
         self._job = job
-        self._client = client
         self._directory = directory
         self._base = base
         self._history: list[Point] = []
         self._test: Batch | None = None
 
-    def run(self, progress: Progress | None, check: Callable[[], None] | None) -> Result:
-        self._client.submit(self._job)
-        with self._stopped_on_error():
-            try:
-                status = self._follow(progress, check)
-            except JobFailed as failure:
-                self._record_failure(str(failure), pb.StatusReply())
-                raise
+    @property
+    def begun(self) -> bool:
+        """Whether a step was made."""
+        return bool(self._history)
+
+    def on_server(self, client: Client, progress: Progress | None) -> Result:
+        """Run on a server that outlives this client: what was submitted must not go on without it."""
+        try:
+            return self.run(client, progress)
+        except (JobFailed, Unreachable, Busy):
+            raise
+        except BaseException as error:
+            # The first error is the one to report, whether or not the server can still be told.
+            with suppress(ParamserverError):
+                client.stop(f"the client gave up: {type(error).__name__} {error}".rstrip())
+            raise
+
+    def run(self, client: Client, progress: Progress | None, check: Callable[[], None] | None = None) -> Result:
+        """Submit the job, follow it to its end and conclude."""
+        client.submit(self._job)
+        status = self._follow(client, progress, check)
         if status.state == "failed":
             kind = _KIND.search(status.reason)
             if kind:
                 raise _REQUEST_ERRORS[kind[1]](status.reason.replace(kind[0], "", 1))
-            self._record_failure(status.reason, status)
             raise JobFailed(status.reason)
-        return self._conclude(status)
-
-    def _follow(self, progress: Progress | None, check: Callable[[], None] | None) -> pb.StatusReply:
-        status = pb.StatusReply()
-        for update in self._client.watch(check):
-            status = update.status
-            self._history += update.points
-            self._directory.append(update.points)
-            if progress is not None:
-                progress(update)
-            # As early as can be: test data that do not fit should not come to light after hours of training.
-            if self._test is None and self._job.data.test and status.HasField("census"):
-                self._test = open_test(self._job, status, self._base)
-        return status
-
-    def _conclude(self, status: pb.StatusReply) -> Result:
         try:
-            theta, _ = self._client.pull()
+            theta, _ = client.pull()
         except NotReady:
             theta = {}
         metrics = {}
@@ -191,26 +194,31 @@ class _Training:
         self._directory.finish(self._job, self._history, theta, result.summary())
         return result
 
-    def _record_failure(self, reason: str, status: pb.StatusReply) -> None:
-        last = self._history[-1] if self._history else None
-        summary = {
-            "status": "failed",
-            "reason": reason,
-            "steps": min(status.clock, default=last.step if last else 0),
-            "seconds": status.seconds or (last.seconds if last else 0.0),
-            "loss": last.loss if last else None,
-            "metrics": {},
-            "theta_sha256": "",
-            "run": str(self._directory.path),
-        }
-        self._directory.finish(self._job, self._history, {}, summary)
+    def record(self, status: str, reason: str) -> None:
+        """Write down how far a run came that did not reach its end."""
+        last = self._history[-1] if self._history else Point(0, 0, 0.0, 0.0, 0)
+        result = Result(
+            status=status,
+            reason=reason,
+            theta={},
+            history=self._history,
+            metrics={},
+            steps=last.step,
+            seconds=last.seconds,
+            theta_sha256="",
+            run=self._directory.path,
+        )
+        self._directory.finish(self._job, self._history, {}, result.summary())
 
-    @contextmanager
-    def _stopped_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            # What this client has submitted must not go on without it; the first error is the one to report.
-            with suppress(ParamserverError):
-                self._client.stop(f"the client gave up: {type(error).__name__}: {error}".rstrip(": "))
-            raise
+    def _follow(self, client: Client, progress: Progress | None, check: Callable[[], None] | None) -> pb.StatusReply:
+        status = pb.StatusReply()
+        for update in client.watch(check):
+            status = update.status
+            self._history += update.points
+            self._directory.append(update.points)
+            if progress is not None:
+                progress(update)
+            # As early as can be: test data that do not fit should not come to light after hours of training.
+            if self._test is None and self._job.data.test and status.HasField("census"):
+                self._test = open_test(self._job, status, self._base)
+        return status
