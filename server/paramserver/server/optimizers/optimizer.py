@@ -1,0 +1,76 @@
+"""What an optimizer is to the store: pure functions over blocks of one flat vector.
+
+This module and the optimizers beside it do no I/O, keep nothing between two calls and allocate no array.
+Every update is elementwise, so the bits do not depend on where the vector is cut into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+#: A flat, contiguous vector of float32 or float64; within one call all arrays have one dtype and one length.
+Array = npt.NDArray[Any]
+
+#: A NamedTuple of flat arrays, each as long as θ; its field names are the names in a snapshot.
+State = Any
+
+S = TypeVar("S", bound=tuple[Any, ...])
+
+
+class StepInfo(NamedTuple):
+    """What an update must know besides arrays."""
+
+    #: The number of this update, from 1: the t of Adam's bias correction.
+    count: int
+    #: A Python float: a numpy float64 would turn float32 arithmetic into float64.
+    learning_rate: float
+
+
+class Update(Protocol):
+    """Write the updated block of θ and of the state.
+
+    `new_theta` is `theta` itself (in place) or does not overlap it (double buffer), and likewise `new_state`
+    and `state`. `gradient` holds the mean or sum already scaled, and is overwritten. `scratch` has shape
+    `(Optimizer.scratch_rows, at least len(theta))`; what it holds before and after means nothing.
+    """
+
+    def __call__(
+        self,
+        theta: Array,
+        gradient: Array,
+        state: State,
+        step: StepInfo,
+        new_theta: Array,
+        new_state: State,
+        scratch: Array,
+    ) -> None: ...
+
+
+class Optimizer(NamedTuple):
+    """An `(init, update)` pair.
+
+    `init(size, dtype)` returns the state before the first update, with arrays of length `size`.
+    """
+
+    init: Callable[[int, npt.DTypeLike], State]
+    update: Update
+    #: How many rows of scratch `update` needs.
+    scratch_rows: int = 0
+
+
+class NoState(NamedTuple):
+    """The state of an optimizer that remembers nothing."""
+
+
+def slice_state(state: S, start: int, stop: int) -> S:
+    """Return views of `state[start:stop]` of every array, in the same NamedTuple."""
+    return type(state)(*(array[start:stop] for array in state))
+
+
+def zeros(size: int, dtype: npt.DTypeLike) -> Array:
+    """Return zeros whose pages are touched now, so that the first round is as fast as the others."""
+    return np.full(size, 0, dtype)

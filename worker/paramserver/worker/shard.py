@@ -1,0 +1,137 @@
+"""One shard of a job's data: opened, surveyed and cut into batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramserver.wire.errors import DataError
+from paramserver.wire.job import Job
+from paramserver.wire.moments import Moments
+from paramserver.worker.batches import Batch, BatchOrder, Features, shard_range
+from paramserver.worker.data import open_source
+from paramserver.worker.moments import Standardizer, moments
+
+#: Whole numbers up to here may be class numbers; larger ones are values, such as amounts or times.
+MAX_CLASSES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """What a shard knows of its data before training; the surveys of all shards make the job's."""
+
+    rows: int
+    features: int
+    #: Classes seen in this shard, see `count_classes`. The job has 0 if any shard has 0, else the maximum.
+    classes: int
+    #: None unless the job standardises.
+    moments: Moments | None
+
+
+class Shard:
+    """The rows of one shard; what `batch(step)` returns depends only on the job, the data and the step.
+
+    x stays memory-mapped where its source is, and is then cast batch by batch.
+    """
+
+    def __init__(self, job: Job, shard: int, x: Features, y: NDArray[Any]) -> None:
+        self.rows, self.features = x.shape
+        self._standardize = job.data.standardize
+        self._dtype = np.dtype(job.train.dtype)
+        self._order = BatchOrder(job.train.seed, shard, self.rows, job.data.batch_size)
+        self._x = x
+        self._y = _frozen(np.array(y, dtype=self._dtype))
+        self._own_classes = count_classes(y)
+        self._classes = 0
+        #: Applied batch by batch; None where nothing is left to apply.
+        self._standardizer: Standardizer | None = None
+
+    @classmethod
+    def open(cls, job: Job, shard: int, base: Path | None = None) -> Shard:
+        """Read the rows of a shard and no others; relative paths of the job start at `base`.
+
+        Raises:
+            DataError: if the source is missing or malformed, or has fewer rows than the job has shards.
+        """
+        source = open_source(job.data.source, job.data.label, base)
+        x, y = source.read(*shard_range(source.rows, job.data.shards, shard))
+        return cls(job, shard, x, y)
+
+    def survey(self) -> Survey:
+        """Return rows, features, classes and, if the job standardises, the moments of this shard.
+
+        Raises:
+            DataError: if the job standardises and a feature is not finite.
+        """
+        own = moments(self._x) if self._standardize else None
+        return Survey(self.rows, self.features, self._own_classes, own)
+
+    def prepare(self, classes: int, standardizer: Standardizer | None = None) -> None:
+        """Take what the surveys of all shards gave, once, before the first batch."""
+        self._classes = classes
+        self._standardizer = standardizer
+        if not _is_mapped(self._x):
+            self._x = _frozen(self._ready(self._x))
+            self._standardizer = None
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, counted from 0."""
+        rows = self._order.rows_of(step)
+        return Batch(self._ready(self._x[rows]), self._y[rows], self._classes)
+
+    def _ready(self, x: Features) -> Features:
+        return _in_dtype(self._standardizer.apply(x) if self._standardizer else x, self._dtype)
+
+
+def open_test(
+    job: Job, features: int, classes: int, standardizer: Standardizer | None = None, base: Path | None = None
+) -> Batch:
+    """Return all of `data.test` as one batch with the features, classes and standardisation of training.
+
+    Raises:
+        DataError: if the job names no test data, or they do not fit the training data.
+    """
+    name = job.data.test
+    if not name:
+        raise DataError("the job has no data.test to evaluate on")
+    source = open_source(name, job.data.label, base)
+    x, y = source.read(0, source.rows)
+    if source.features != features:
+        raise DataError(f"{name}: {source.features} features, but training has {features}")
+    if classes and not 0 < count_classes(y) <= classes:
+        raise DataError(
+            f"{name}: labels from {y.min()} to {y.max()}, but training has the classes 0 to {classes - 1}"
+        )
+    dtype = np.dtype(job.train.dtype)
+    return Batch(_in_dtype(standardizer.apply(x) if standardizer else x, dtype), y.astype(dtype), classes)
+
+
+def count_classes(y: NDArray[Any]) -> int:
+    """Return the largest label + 1 if all are whole numbers from 0, 2 if all are −1 or +1, else 0."""
+    if ((y == 1) | (y == -1)).all():
+        return 2
+    if ((y >= 0) & (y < MAX_CLASSES) & (y == np.floor(y))).all():
+        return int(y.max()) + 1
+    return 0
+
+
+def _in_dtype(x: Features, dtype: np.dtype[Any]) -> Features:
+    return np.ascontiguousarray(x, dtype=dtype) if isinstance(x, np.ndarray) else x.astype(dtype, copy=False)
+
+
+def _frozen(array: Features) -> Features:
+    # A task that changed its batch in place would otherwise change the shard, and with it every later step.
+    (array if isinstance(array, np.ndarray) else array.data).flags.writeable = False
+    return array
+
+
+def _is_mapped(x: Features) -> bool:
+    while isinstance(x, np.ndarray):
+        if isinstance(x, np.memmap):
+            return True
+        x = x.base
+    return False

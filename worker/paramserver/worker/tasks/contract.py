@@ -1,0 +1,153 @@
+"""What a task is, and the checks on everything that a task returns before it leaves the worker."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramserver.wire.errors import ParamserverError, TaskError, nearest
+from paramserver.worker.batches import Batch
+from paramserver.worker.tasks.scores import accuracy, regression
+
+#: Tensors by name.
+Params: TypeAlias = dict[str, NDArray[Any]]
+
+
+class Task(Protocol):
+    """A model: parameters to begin with, and the loss and gradient at any parameters.
+
+    A task may also have `predict(params, batch)`, which returns class numbers or values, shape (n,), and
+    `metrics(params, batch)`, which returns numbers by name. It holds no state that a step changes: two workers
+    must compute the same from the same parameters and batch.
+    """
+
+    def init(self, rng: np.random.Generator, batch: Batch) -> Params:
+        """Return the first parameters; `batch` shows features, classes and dtype."""
+
+    def loss_and_grad(self, params: Params, batch: Batch) -> tuple[float, Params]:
+        """Return the mean loss over the batch, and its gradient by every parameter."""
+
+
+def initial_parameters(task: Task, rng: np.random.Generator, batch: Batch) -> Params:
+    """Return the first parameters of a task, cast to the dtype of the batch.
+
+    Raises:
+        TaskError: if `init` fails or returns anything but finite real arrays by name.
+    """
+    params = _call(task, "init", rng, batch)
+    if not isinstance(params, dict) or not params:
+        raise TaskError(f"init returned {_describe(params)}; a dict of at least one array is expected")
+    for name, value in params.items():
+        if not isinstance(name, str) or not name:
+            raise TaskError(f"init returned a tensor named {name!r}; a non-empty string is expected")
+        if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "iuf":
+            raise TaskError(
+                f"init returned {_describe(value)} as {name!r}; an array of real numbers is expected"
+            )
+        if not _all_finite(value):
+            raise TaskError(f"init returned NaN or infinity in {name!r}")
+    return {name: np.array(value, dtype=batch.y.dtype, order="C") for name, value in params.items()}
+
+
+def loss_and_gradient(task: Task, params: Params, batch: Batch) -> tuple[float, Params]:
+    """Return the checked loss and gradient of a task.
+
+    Raises:
+        TaskError: if `loss_and_grad` fails, or what it returned breaks the contract.
+    """
+    result = _call(task, "loss_and_grad", params, batch)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TaskError(f"loss_and_grad returned {_describe(result)}; a pair (loss, gradient) is expected")
+    loss, grad = result
+    check_gradient(params, grad, loss)
+    return float(loss), grad
+
+
+def check_gradient(params: Params, grad: Any, loss: Any) -> None:
+    """Check a loss and a gradient against the parameters that they were computed at.
+
+    Raises:
+        TaskError: naming the tensor, if its name, shape or dtype is no parameter's or a value is not finite.
+    """
+    if not isinstance(grad, dict):
+        raise TaskError(f"the gradient is {_describe(grad)}; a dict of arrays is expected")
+    for name in grad:
+        if name not in params:
+            hint = nearest(str(name), params) or "."
+            raise TaskError(
+                f"the gradient has {name!r}, which is no parameter{hint} Allowed: {', '.join(params)}"
+            )
+    for name, param in params.items():
+        if name not in grad:
+            raise TaskError(f"the gradient lacks {name!r}; found: {', '.join(grad) or 'nothing'}")
+        _check_tensor(name, grad[name], param)
+    try:
+        value = float(loss)
+    except (TypeError, ValueError):
+        raise TaskError(f"the loss is {_describe(loss)}; a number is expected") from None
+    if not math.isfinite(value):
+        raise TaskError(f"the loss is {value}; a finite number is expected")
+
+
+def metrics(task: Task, params: Params, batch: Batch) -> dict[str, float]:
+    """Return the task's own metrics, or else scores of its predictions (accuracy; rmse and r2), or else {}.
+
+    Raises:
+        TaskError: if the task's `metrics` or `predict` fails or returns something else.
+    """
+    if hasattr(task, "metrics"):
+        found = _call(task, "metrics", params, batch)
+        try:
+            return {str(name): float(value) for name, value in found.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise TaskError(f"metrics returned {_describe(found)}; a dict of numbers is expected") from None
+    if hasattr(task, "predict"):
+        predicted = np.asarray(_call(task, "predict", params, batch))
+        if predicted.shape != batch.y.shape:
+            raise TaskError(f"predict returned shape {predicted.shape}; {batch.y.shape} is expected")
+        return accuracy(predicted, batch) if batch.classes else regression(predicted, batch)
+    return {}
+
+
+def _check_tensor(name: str, value: Any, param: NDArray[Any]) -> None:
+    if not isinstance(value, np.ndarray | np.generic):
+        raise TaskError(f"gradient {name!r} is {_describe(value)}; an array is expected")
+    if value.shape != param.shape:
+        raise TaskError(f"gradient {name!r} has shape {value.shape}; the parameter has {param.shape}")
+    if value.dtype != param.dtype:
+        why = (
+            " (numpy makes float64 of float32 with float64 or int64 arrays)"
+            if value.dtype == np.float64
+            else ""
+        )
+        raise TaskError(f"gradient {name!r} is {value.dtype}; the parameter is {param.dtype}{why}")
+    if not _all_finite(value):
+        wrong = np.asarray(value)[~np.isfinite(value)]
+        raise TaskError(
+            f"gradient {name!r} holds {wrong[0]}; {wrong.size} of {value.size} values are not finite"
+        )
+
+
+def _all_finite(value: Any) -> bool:
+    # The sum shows NaN and infinity without a temporary array; only if it overflows is a slow look needed.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(value)) or np.isfinite(value).all())
+
+
+def _call(task: Task, method: str, *arguments: Any) -> Any:
+    try:
+        return getattr(task, method)(*arguments)
+    except ParamserverError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{type(task).__name__}.{method} raised {type(error).__name__}: {error}") from error
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray | np.generic):
+        return f"a {value.dtype} array of shape {value.shape}"
+    text = repr(value)
+    return f"{text[:60]}{'…' if len(text) > 60 else ''} ({type(value).__name__})"
