@@ -92,9 +92,7 @@ def test_a_hundred_steps_agree_with_the_scalar_formulas(case: str) -> None:
     gradients = rng.normal(size=(100, 9)) * rng.uniform(0.01, 10, size=9)
     rates = [section.learning_rate / (1 + 0.01 * step) for step in range(100)]
     found, _ = run(make_optimizer(section), theta, gradients, rates, 4, in_place=True)
-    expected = [
-        SCALAR[section.name](float(theta[i]), section, gradients[:, i].tolist(), rates) for i in range(9)
-    ]
+    expected = [SCALAR[section.name](float(theta[i]), section, gradients[:, i].tolist(), rates) for i in range(9)]
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
 
 

@@ -59,9 +59,7 @@ def test_warm_up_rises_linearly_to_the_full_rate(schedule: str) -> None:
     warmup=st.integers(0, 70),
     schedule=st.sampled_from(["constant", "step", "cosine"]),
 )
-def test_the_rate_is_positive_rises_in_warm_up_and_never_after(
-    total: int, warmup: int, schedule: str
-) -> None:
+def test_the_rate_is_positive_rises_in_warm_up_and_never_after(total: int, warmup: int, schedule: str) -> None:
     found = rates(
         total,
         learning_rate=0.1,

@@ -61,6 +61,11 @@ class TrainSection(Section):
             raise ValueError(f"epochs = {self.epochs} and steps = {self.steps} are both set; give one of them")
         return self
 
+    @property
+    def epochs_or_default(self) -> float:
+        """Passes over the data if `steps` does not say how long to train."""
+        return 10.0 if self.epochs is None else self.epochs
+
 
 class OptimizerSection(Section):
     """The update that the server applies, its learning-rate schedule and gradient clipping."""

@@ -29,9 +29,7 @@ def moments(x: Features) -> Moments:
         total = combine([of_block(x[start : start + block]) for start in range(0, rows, block)])
     bad = np.flatnonzero(~np.isfinite(total.mean) | ~np.isfinite(total.m2))
     if bad.size:
-        raise DataError(
-            f"feature {bad[0]} holds NaN, infinity or too large a value: it has no mean and deviation"
-        )
+        raise DataError(f"feature {bad[0]} holds NaN, infinity or too large a value: it has no mean and deviation")
     return total
 
 

@@ -63,11 +63,7 @@ def _load_module(name: str, module: str, folder: Path, error: type[RequestError]
     try:
         return importlib.import_module(module)
     except Exception as cause:
-        if (
-            isinstance(cause, ModuleNotFoundError)
-            and cause.name
-            and f"{module}.".startswith(f"{cause.name}.")
-        ):
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{module}.".startswith(f"{cause.name}."):
             raise error(f"{name!r}: there is no module {cause.name!r} on this worker's path") from None
         raise error(f"{name!r}: importing {module} failed: {type(cause).__name__}: {cause}") from cause
 

@@ -103,9 +103,7 @@ def open_test(
     if source.features != features:
         raise DataError(f"{name}: {source.features} features, but training has {features}")
     if classes and not 0 < count_classes(y) <= classes:
-        raise DataError(
-            f"{name}: labels from {y.min()} to {y.max()}, but training has the classes 0 to {classes - 1}"
-        )
+        raise DataError(f"{name}: labels from {y.min()} to {y.max()}, but training has the classes 0 to {classes - 1}")
     dtype = np.dtype(job.train.dtype)
     return Batch(_in_dtype(standardizer.apply(x) if standardizer else x, dtype), y.astype(dtype), classes)
 

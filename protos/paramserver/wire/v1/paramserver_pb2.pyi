@@ -65,22 +65,22 @@ class Join(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "chunk_bytes", "heartbeat_s")
+    __slots__ = ("protocol", "chunk_bytes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
-    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     chunk_bytes: int
-    heartbeat_s: float
-    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class JobStarted(_message.Message):
-    __slots__ = ("job_id", "job_json")
+    __slots__ = ("job_id", "job_json", "heartbeat_s")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ...) -> None: ...
+    heartbeat_s: float
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
 
 class Census(_message.Message):
     __slots__ = ("rows", "features", "classes")

@@ -57,13 +57,9 @@ def open_builtin(source: str) -> ArraySource:
     """
     name, _, part = source.removeprefix("builtin:").partition("/")
     if name not in DATASETS:
-        raise DataError(
-            f"{source!r}: no such set{nearest(name, DATASETS) or '.'} Allowed: {', '.join(DATASETS)}"
-        )
+        raise DataError(f"{source!r}: no such set{nearest(name, DATASETS) or '.'} Allowed: {', '.join(DATASETS)}")
     if part not in ("", "train", "test"):
-        raise DataError(
-            f"{source!r}: no such part{nearest(part, ('train', 'test')) or '.'} Allowed: train, test"
-        )
+        raise DataError(f"{source!r}: no such part{nearest(part, ('train', 'test')) or '.'} Allowed: train, test")
     x, y = DATASETS[name]()
     if part:
         order = np.random.RandomState(SPLIT_SEED).permutation(len(y))

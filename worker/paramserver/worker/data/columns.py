@@ -37,9 +37,7 @@ def label_column(name: str, label: str, count: int, header: Sequence[str] = ()) 
         hint = nearest(label, header) or "."
         raise DataError(f"{name}: no label column {label!r}{hint} Columns: {', '.join(header)}") from None
     if not -count <= column < count:
-        raise DataError(
-            f"{name}: label column {column} does not exist: columns are numbered 0 to {count - 1}"
-        )
+        raise DataError(f"{name}: label column {column} does not exist: columns are numbered 0 to {count - 1}")
     return column % count
 
 

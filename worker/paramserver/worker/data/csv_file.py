@@ -79,17 +79,13 @@ class CsvSource:
         for index in range(start, stop):
             cells = self._cells(self._text(index).removeprefix(BYTE_ORDER_MARK))
             if len(cells) != self._columns:
-                return DataError(
-                    f"{self._lines.place(index)}: {len(cells)} cells, {self._columns} are expected"
-                )
+                return DataError(f"{self._lines.place(index)}: {len(cells)} cells, {self._columns} are expected")
             for column, cell in enumerate(cells):
                 if not _is_number(cell):
                     title = f"column {column}"
                     if self._skipped:
                         title += f" ({self._cells(self._text(0).removeprefix(BYTE_ORDER_MARK))[column]!r})"
-                    return DataError(
-                        f"{self._lines.place(index)}: {title} is {cell!r}; a finite number is expected"
-                    )
+                    return DataError(f"{self._lines.place(index)}: {title} is {cell!r}; a finite number is expected")
         return DataError(f"{self._lines.place(start)}: {reason}")
 
 

@@ -23,9 +23,7 @@ class Lines:
 
     def __init__(self, path: Path, comment: bytes = b"") -> None:
         self.path = path
-        data = (
-            np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, dtype=np.uint8)
-        )
+        data = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, dtype=np.uint8)
         found = [
             np.flatnonzero(data[offset : offset + CHUNK_BYTES] == NEWLINE) + offset
             for offset in range(0, data.size, CHUNK_BYTES)

@@ -53,9 +53,7 @@ def checked(name: str, x: Features, y: NDArray[Any]) -> tuple[Features, NDArray[
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if x.ndim < 2 or y.ndim != 1:
-        raise DataError(
-            f"{name}: x has shape {x.shape} and y {y.shape}; (rows, features) and (rows,) are expected"
-        )
+        raise DataError(f"{name}: x has shape {x.shape} and y {y.shape}; (rows, features) and (rows,) are expected")
     if x.shape[0] != y.shape[0]:
         raise DataError(f"{name}: x has {x.shape[0]} rows but there are {y.shape[0]} labels")
     if 0 in x.shape:

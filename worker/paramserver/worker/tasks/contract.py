@@ -44,9 +44,7 @@ def initial_parameters(task: Task, rng: np.random.Generator, batch: Batch) -> Pa
         if not isinstance(name, str) or not name:
             raise TaskError(f"init returned a tensor named {name!r}; a non-empty string is expected")
         if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "iuf":
-            raise TaskError(
-                f"init returned {_describe(value)} as {name!r}; an array of real numbers is expected"
-            )
+            raise TaskError(f"init returned {_describe(value)} as {name!r}; an array of real numbers is expected")
         if not _all_finite(value):
             raise TaskError(f"init returned NaN or infinity in {name!r}")
     return {name: np.array(value, dtype=batch.y.dtype, order="C") for name, value in params.items()}
@@ -77,9 +75,7 @@ def check_gradient(params: Params, grad: Any, loss: Any) -> None:
     for name in grad:
         if name not in params:
             hint = nearest(str(name), params) or "."
-            raise TaskError(
-                f"the gradient has {name!r}, which is no parameter{hint} Allowed: {', '.join(params)}"
-            )
+            raise TaskError(f"the gradient has {name!r}, which is no parameter{hint} Allowed: {', '.join(params)}")
     for name, param in params.items():
         if name not in grad:
             raise TaskError(f"the gradient lacks {name!r}; found: {', '.join(grad) or 'nothing'}")
@@ -118,17 +114,11 @@ def _check_tensor(name: str, value: Any, param: NDArray[Any]) -> None:
     if value.shape != param.shape:
         raise TaskError(f"gradient {name!r} has shape {value.shape}; the parameter has {param.shape}")
     if value.dtype != param.dtype:
-        why = (
-            " (numpy makes float64 of float32 with float64 or int64 arrays)"
-            if value.dtype == np.float64
-            else ""
-        )
+        why = " (numpy makes float64 of float32 with float64 or int64 arrays)" if value.dtype == np.float64 else ""
         raise TaskError(f"gradient {name!r} is {value.dtype}; the parameter is {param.dtype}{why}")
     if not _all_finite(value):
         wrong = np.asarray(value)[~np.isfinite(value)]
-        raise TaskError(
-            f"gradient {name!r} holds {wrong[0]}; {wrong.size} of {value.size} values are not finite"
-        )
+        raise TaskError(f"gradient {name!r} holds {wrong[0]}; {wrong.size} of {value.size} values are not finite")
 
 
 def _all_finite(value: Any) -> bool:

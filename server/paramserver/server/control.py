@@ -1,0 +1,99 @@
+"""The clients' service: submit, status, watch, pull, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from paramserver.server.shell import Shell
+from paramserver.server.status import describe
+from paramserver.server.store import CHUNK_BYTES
+from paramserver.wire.errors import NotReady, ParamserverError, RequestError, status_code
+from paramserver.wire.job import Job
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
+
+#: How often a watcher hears of a running job.
+WATCH_EVERY_S = 0.2
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Control"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlService(rpc.ControlServicer):
+    """Answers clients from the shell's state."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitReply:
+        """Start a job."""
+        try:
+            if not 1 <= len(request.job_id) <= 256:
+                raise RequestError(f"a job_id has 1 to 256 characters, this one {len(request.job_id)}")
+            self._shell.submit(request.job_id, Job.from_json(request.job_json))
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+        return pb.SubmitReply(job_id=request.job_id)
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: ARG002
+        """Say what the server does."""
+        return describe(self._shell)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchReply]:
+        """Stream the status and the new points until the job that runs now has ended."""
+        run = self._shell.run
+        if run is None:
+            await context.abort(status_code(NotReady()), "no job was submitted")
+            return
+        step = request.after_step
+        while True:
+            ended = run.engine.ended or self._shell.run is not run
+            changed = self._shell.changed
+            points = run.history.after(step)
+            if points:
+                step = points[-1].step
+            yield pb.WatchReply(status=describe(self._shell), points=points)
+            if ended and not points:
+                return
+            if not ended:
+                await _wait(changed, WATCH_EVERY_S)
+
+    async def Pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[pb.PullReply]:  # noqa: ARG002
+        """Stream θ of one version."""
+        run = self._shell.run
+        if run is None or run.store is None:
+            reason = "no job was submitted" if run is None else "the parameters are not initialised yet"
+            await context.abort(status_code(NotReady()), reason)
+            return
+        store = run.store
+        # θ moves on while its chunks travel, so they are cut from a copy.
+        theta, version = store.theta.tobytes(), store.version
+        layout = pb.Layout(tensors=store.layout.to_proto())
+        for start in range(0, len(theta), CHUNK_BYTES):
+            yield pb.PullReply(
+                job_id=run.job_id,
+                layout=layout if start == 0 else None,
+                dtype=run.job.train.dtype,
+                version=version,
+                offset=start // store.layout.dtype.itemsize,
+                payload=theta[start : start + CHUNK_BYTES],
+            )
+
+    async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopReply:
+        """End the running job."""
+        try:
+            return pb.StopReply(version=self._shell.stop(request.reason))
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+            raise
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)

@@ -1,0 +1,488 @@
+"""The consistency engine: who computes what, which contributions count, when θ changes, when the job ends.
+
+This module imports no grpc, no threading, no time and no random. `handle` is the only way in which state changes;
+what should happen outside comes back as effects, to be carried out in order. Gradients and parameters are never seen
+here: a contribution is its name (shard, step) and a few numbers.
+
+The vector clock does three jobs: `clocks[s]`, the next step expected of shard s, refuses what was counted before
+(deduplication), bounds how far shards drift apart (staleness) and is all that recovery needs to know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from paramserver.server import events as ev
+from paramserver.server.events import Assignment, Code, Contribution, Effect, Kind
+from paramserver.server.policies import make_policy
+from paramserver.wire.job import Job
+
+#: After this many bad pushes a worker gets no more work for the job.
+MAX_BAD_PUSHES = 3
+
+#: Heartbeats per lease time; a lease outlives two lost ones.
+HEARTBEATS_PER_LEASE = 3
+
+
+@dataclass(slots=True)
+class ShardState:
+    """What the engine knows of one data shard."""
+
+    #: Name of the worker that holds the lease, or None.
+    holder: str | None = None
+    #: Raised with every new lease; messages with a lower one come from a former holder.
+    epoch: int = 0
+    #: True while the holder has an assignment that it has neither pushed nor given up.
+    busy: bool = False
+    #: 0 until surveyed.
+    rows: int = 0
+    #: Set once a worker has said that nobody else can read the shard.
+    pinned_to: str | None = None
+    #: Of the last accepted contribution; NaN before the first.
+    loss: float = math.nan
+    samples: int = 0
+    #: When its clock last moved or its lease last changed hands.
+    since: float = 0.0
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What the engine knows of one worker; it stays known after it left, for the status."""
+
+    accepts: frozenset[int] | None
+    #: Position in the order of joining; breaks ties.
+    order: int
+    last_seen: float
+    #: Connected and heard of within the lease time.
+    alive: bool = True
+    #: Why it gets no more work for this job; empty if it does.
+    failure: str = ""
+    #: Asked for work and was not answered yet.
+    parked: bool = False
+    #: Disjoint from the shards of every other worker.
+    shards: set[int] = field(default_factory=set)
+    pushes: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def usable(self) -> bool:
+        """May it be given work?"""
+        return self.alive and not self.failure
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Somebody that the job waits for."""
+
+    shard: int
+    worker: str
+    since_s: float
+    reason: str
+
+
+class Engine:
+    """The state machine of one job on one partition.
+
+    `epoch` is the last lease epoch that the server has ever given, so that leases of earlier jobs are fenced too.
+    """
+
+    def __init__(self, job: Job, epoch: int = 0) -> None:
+        self._job = job
+        self._policy = make_policy(job.train)
+        self._lease_s = job.server.lease_s
+        #: survey, initialise, train, done, failed or stopped.
+        self.phase = "survey"
+        self.reason = ""
+        self.version = 0
+        self.epoch = epoch
+        self.clocks = [0] * job.data.shards
+        self.shards = [ShardState() for _ in range(job.data.shards)]
+        self.workers: dict[str, WorkerState] = {}
+        self.total_steps = 0
+        self.staleness: Counter[int] = Counter()
+        self.samples = 0
+        self.loss = math.nan
+        self.train_started = math.nan
+        self.ended_at = math.nan
+        #: Sync only: the contributions of the open round, by shard.
+        self._round: dict[int, Contribution] = {}
+        self._finished_steps = 0
+        self._calm_losses = 0
+        self._calm_gradients = 0
+        self._joined = 0
+
+    @property
+    def ended(self) -> bool:
+        """Is the job over?"""
+        return self.phase in ("done", "failed", "stopped")
+
+    def handle(self, event: ev.Event, now: float) -> list[Effect]:
+        """Take in one event at time `now` (seconds, monotonic) and return what is to be done, in order."""
+        effects: list[Effect] = []
+        if self.ended:
+            return self._after_the_end(event)
+        match event:
+            case ev.Joined():
+                self._join(event, now, effects)
+            case ev.Left(worker, reason):
+                self._drop(worker, reason, effects, now)
+                self._forget_pull(worker)
+            case ev.Heard(worker):
+                self._seen(worker, now)
+            case ev.Pulled(worker):
+                self._seen(worker, now)
+                self._pull(worker)
+            case ev.Surveyed():
+                self._seen(event.worker, now)
+                self._survey(event, effects)
+            case ev.Initialised():
+                self._seen(event.worker, now)
+                self._initialise(event, effects, now)
+            case ev.Pushed(contribution):
+                self._seen(contribution.worker, now)
+                self._push(contribution, effects, now)
+            case ev.Misbehaved():
+                self._seen(event.worker, now)
+                self._misbehave(event, effects, now)
+            case ev.Failed(worker, reason):
+                self._fail(worker, reason, effects, now)
+            case ev.Measured(_version, norm):
+                self._measure(norm, effects, now)
+            case ev.StopAsked(reason):
+                self._end("stopped", reason, effects, now)
+            case ev.Tick():
+                self._tick(effects, now)
+        if not self.ended:
+            self._lease_out(effects, now)
+            self._answer(effects)
+        return effects
+
+    def admit(self, worker: str, shard: int, epoch: int, step: int) -> ev.Refuse | None:
+        """Say whether a message about (shard, step) may be taken; changes nothing."""
+        if not 0 <= shard < len(self.shards):
+            reason = f"shard {shard} does not exist; the job has {len(self.shards)}"
+            return ev.Refuse(worker, shard, step, Code.INVALID, reason)
+        if self.ended:
+            return ev.Refuse(worker, shard, step, Code.FENCED, f"the job is over: {self.reason}")
+        state, clock = self.shards[shard], self.clocks[shard]
+        if step < clock:
+            reason = f"step {step} of shard {shard} is in already; step {clock} is expected"
+            return ev.Refuse(worker, shard, step, Code.DUPLICATE, reason)
+        if state.holder != worker or state.epoch != epoch:
+            reason = (
+                f"the lease on shard {shard} with epoch {epoch} has ended; "
+                f"epoch {state.epoch} belongs to {state.holder or 'nobody'}"
+            )
+            return ev.Refuse(worker, shard, step, Code.FENCED, reason)
+        if step > clock:
+            reason = f"step {step} of shard {shard} comes too early; step {clock} is expected"
+            return ev.Refuse(worker, shard, step, Code.GAP, reason)
+        return None
+
+    def next_deadline(self) -> float:
+        """Return when a Tick is due (infinity: never)."""
+        if self.ended:
+            return math.inf
+        deadlines = [w.last_seen + self._lease_s for w in self.workers.values() if w.alive]
+        if self.phase == "train" and self._job.stop.max_seconds:
+            deadlines.append(self.train_started + self._job.stop.max_seconds)
+        return min(deadlines, default=math.inf)
+
+    def waits(self, now: float) -> list[Wait]:
+        """Say who holds the job up, since when, and what happens next."""
+        if self.ended:
+            return []
+        if self.phase == "train":
+            slowest = min(self.clocks)
+            late = [s for s, clock in enumerate(self.clocks) if clock == slowest]
+            what = f"step {slowest}"
+        elif self.phase == "survey":
+            late, what = [s for s, state in enumerate(self.shards) if not state.rows], "the survey"
+        else:
+            late, what = [0], "the first θ"
+        return [self._wait(shard, what, now) for shard in late]
+
+    def _wait(self, shard: int, what: str, now: float) -> Wait:
+        state = self.shards[shard]
+        since = now - state.since if state.since else 0.0
+        if state.holder is None:
+            who = f"worker {state.pinned_to}, to which it is pinned" if state.pinned_to else "a worker"
+            return Wait(shard, "", since, f"{what} of shard {shard} waits for {who} to join")
+        silent = now - self.workers[state.holder].last_seen
+        reason = (
+            f"{what} of shard {shard} waits for worker {state.holder}, heard of {silent:.1f} s ago; "
+            f"its lease ends after {self._lease_s:g} s of silence, then another worker takes the shard over"
+        )
+        return Wait(shard, state.holder, since, reason)
+
+    def _after_the_end(self, event: ev.Event) -> list[Effect]:
+        if isinstance(event, ev.Pushed):
+            c = event.contribution
+            refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
+            return [refusal] if refusal else []
+        if isinstance(event, ev.Left) and event.worker in self.workers:
+            self.workers[event.worker].alive = False
+        return []
+
+    def _seen(self, worker: str, now: float) -> None:
+        state = self.workers.get(worker)
+        if state is not None:
+            state.last_seen = now
+            # A worker that was silent and speaks again is as good as new; what it held was taken over.
+            state.alive = True
+
+    def _join(self, event: ev.Joined, now: float, effects: list[Effect]) -> None:
+        if event.worker in self.workers:
+            self._drop(event.worker, "joined again", effects, now)
+        self._joined += 1
+        self.workers[event.worker] = WorkerState(accepts=event.accepts, order=self._joined, last_seen=now)
+        for shard in event.pinned:
+            if shard < len(self.shards):
+                self.shards[shard].pinned_to = event.worker
+
+    def _drop(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
+        """Take every lease of a worker back; others get the shards in `_lease_out`."""
+        state = self.workers.get(worker)
+        if state is None:
+            return
+        state.alive = False
+        for shard in sorted(state.shards):
+            self._revoke(shard, reason, effects, now)
+
+    def _forget_pull(self, worker: str) -> None:
+        """A silent worker that wakes up still waits for its answer; one that left or failed does not."""
+        if worker in self.workers:
+            self.workers[worker].parked = False
+
+    def _revoke(self, shard: int, reason: str, effects: list[Effect], now: float) -> None:
+        state = self.shards[shard]
+        if state.holder is not None:
+            self.workers[state.holder].shards.discard(shard)
+            effects.append(ev.Revoke(state.holder, shard, state.epoch, reason))
+        state.holder, state.busy, state.since = None, False, now
+
+    def _pull(self, worker: str) -> None:
+        state = self.workers.get(worker)
+        if state is None:
+            return
+        state.parked = True
+        for shard in state.shards:
+            self.shards[shard].busy = False
+
+    def _survey(self, event: ev.Surveyed, effects: list[Effect]) -> None:
+        state = self.shards[event.shard] if 0 <= event.shard < len(self.shards) else None
+        if state is None or state.holder != event.worker or state.epoch != event.epoch:
+            reason = f"the lease on shard {event.shard} with epoch {event.epoch} is not {event.worker}'s"
+            effects.append(ev.Refuse(event.worker, event.shard, 0, Code.FENCED, reason))
+            return
+        state.busy = False
+        if self.phase != "survey" or state.rows:
+            return
+        state.rows = event.rows
+        if all(shard.rows for shard in self.shards):
+            self.total_steps = _total_steps(self._job, [shard.rows for shard in self.shards])
+            self.phase = "initialise"
+            effects.append(ev.CombineSurveys())
+
+    def _initialise(self, event: ev.Initialised, effects: list[Effect], now: float) -> None:
+        refusal = self.admit(event.worker, event.shard, event.epoch, 0)
+        if refusal or self.phase != "initialise":
+            effects.extend([refusal] if refusal else [])
+            return
+        self.shards[event.shard].busy = False
+        self.phase = "train"
+        self.train_started = now
+        for shard in self.shards:
+            shard.since = now
+
+    def _push(self, c: Contribution, effects: list[Effect], now: float) -> None:
+        refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
+        if refusal is None:
+            reason = self._fault(c)
+            refusal = ev.Refuse(c.worker, c.shard, c.step, Code.INVALID, reason) if reason else None
+        if refusal is not None:
+            self._count_refusal(refusal)
+            effects.append(refusal)
+            return
+        worker, shard = self.workers[c.worker], self.shards[c.shard]
+        worker.pushes += 1
+        shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
+        self.clocks[c.shard] += 1
+        self.samples += c.samples
+        self.staleness[self.version - c.version] += 1
+        if not self._policy.rounds:
+            self._apply((c,), effects)
+        else:
+            self._round[c.shard] = c
+            if len(self._round) == len(self.shards):
+                in_shard_order = tuple(self._round[s] for s in sorted(self._round))
+                self._round.clear()
+                self._apply(in_shard_order, effects)
+        if min(self.clocks) > self._finished_steps:
+            self._finished_steps += 1
+            self._progress(effects, now)
+
+    def _fault(self, c: Contribution) -> str:
+        if self.phase != "train":
+            return f"the job is in its {self.phase} phase, not training"
+        if c.samples < 1 or not math.isfinite(c.loss):
+            return f"samples = {c.samples} and loss = {c.loss}; at least one sample and a finite loss are needed"
+        if c.version > self.version or (self._policy.rounds and c.version != self.version):
+            return f"computed at version {c.version}, θ is at version {self.version}"
+        return ""
+
+    def _apply(self, contributions: tuple[Contribution, ...], effects: list[Effect]) -> None:
+        self.version += 1
+        count = self.version if self._policy.rounds else 1 + (self.version - 1) // len(self.shards)
+        effects.append(ev.Apply(self.version, count, contributions))
+
+    def _progress(self, effects: list[Effect], now: float) -> None:
+        """Every shard has made one more step: record it and see whether the job is over."""
+        total = sum(shard.samples for shard in self.shards)
+        before, self.loss = self.loss, sum(s.samples * s.loss for s in self.shards) / total
+        elapsed = now - self.train_started
+        effects.append(ev.Progress(self._finished_steps, self.version, self.loss, self.samples, elapsed))
+        stop = self._job.stop
+        if stop.target_loss is not None and self.loss <= stop.target_loss:
+            self._end("done", f"loss {self.loss:.6g} reached the target {stop.target_loss:g}", effects, now)
+        elif self._finished_steps >= self.total_steps:
+            self._end("done", f"all {self.total_steps} steps are made", effects, now)
+        elif stop.tolerance:
+            change = abs(self.loss - before) / max(abs(before), abs(self.loss), math.ulp(0.0))
+            self._calm_losses = self._calm_losses + 1 if change < stop.tolerance else 0
+            if self._calm_losses >= stop.patience:
+                reason = f"converged: loss changed by less than {stop.tolerance:g} of itself {stop.patience} times"
+                self._end("done", reason, effects, now)
+
+    def _measure(self, norm: float, effects: list[Effect], now: float) -> None:
+        stop = self._job.stop
+        self._calm_gradients = self._calm_gradients + 1 if norm < stop.tolerance else 0
+        if stop.tolerance and self._calm_gradients >= stop.patience:
+            reason = f"converged: gradient norm {norm:.3g} below {stop.tolerance:g} {stop.patience} times"
+            self._end("done", reason, effects, now)
+
+    def _misbehave(self, event: ev.Misbehaved, effects: list[Effect], now: float) -> None:
+        refusal = ev.Refuse(event.worker, event.shard, event.step, Code.INVALID, event.reason)
+        self._count_refusal(refusal)
+        effects.append(refusal)
+        state = self.workers.get(event.worker)
+        if state is not None and state.rejected[Code.INVALID.value] >= MAX_BAD_PUSHES:
+            self._fail(event.worker, f"{MAX_BAD_PUSHES} bad pushes, the last: {event.reason}", effects, now)
+
+    def _count_refusal(self, refusal: ev.Refuse) -> None:
+        state = self.workers.get(refusal.worker)
+        if state is not None:
+            state.rejected[refusal.code.value] += 1
+            if refusal.shard in state.shards and refusal.code is Code.INVALID:
+                self.shards[refusal.shard].busy = False
+
+    def _fail(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
+        state = self.workers.get(worker)
+        if state is None:
+            return
+        state.failure = reason
+        self._drop(worker, f"worker {worker} failed: {reason}", effects, now)
+        self._forget_pull(worker)
+        state.alive = True
+        if not any(w.usable for w in self.workers.values()):
+            self._end("failed", f"worker {worker}: {reason}", effects, now)
+
+    def _tick(self, effects: list[Effect], now: float) -> None:
+        limit = self._job.stop.max_seconds
+        if self.phase == "train" and limit and now - self.train_started >= limit:
+            self._end("done", f"the time limit of {limit:g} s is reached", effects, now)
+            return
+        for name, worker in self.workers.items():
+            silence = now - worker.last_seen
+            if worker.alive and silence >= self._lease_s:
+                reason = f"worker {name} was silent for {silence:.1f} s; a lease ends after {self._lease_s:g} s"
+                self._drop(name, reason, effects, now)
+
+    def _end(self, status: str, reason: str, effects: list[Effect], now: float) -> None:
+        self.phase, self.reason, self.ended_at = status, reason, now
+        effects.append(ev.End(status, reason))
+
+    def _lease_out(self, effects: list[Effect], now: float) -> None:
+        """Give free shards to the workers with the fewest, then even out; a busy shard moves when it is pushed."""
+        if not any(w.usable for w in self.workers.values()):
+            return
+        for shard, state in enumerate(self.shards):
+            if state.holder is None:
+                taker = min(self._takers(shard), key=self._load, default=None)
+                if taker is not None:
+                    self._lease(shard, taker, now)
+        while (move := self._uneven()) is not None:
+            shard, taker = move
+            self._revoke(shard, f"shard {shard} moves to worker {taker}, which has fewer", effects, now)
+            self._lease(shard, taker, now)
+
+    def _uneven(self) -> tuple[int, str] | None:
+        """Find a shard between two steps whose holder has at least two more than another worker that may take it."""
+        loads = [len(w.shards) for w in self.workers.values() if w.usable]
+        if max(loads) - min(loads) < 2:
+            return None
+        for shard in reversed(range(len(self.shards))):
+            state = self.shards[shard]
+            if state.holder is None or state.busy:
+                continue
+            taker = min(self._takers(shard), key=self._load, default=None)
+            if taker and len(self.workers[state.holder].shards) - len(self.workers[taker].shards) >= 2:
+                return shard, taker
+        return None
+
+    def _takers(self, shard: int) -> Iterable[str]:
+        pinned_to = self.shards[shard].pinned_to
+        for name, worker in self.workers.items():
+            if worker.usable and pinned_to in (None, name) and (worker.accepts is None or shard in worker.accepts):
+                yield name
+
+    def _load(self, worker: str) -> tuple[int, int]:
+        state = self.workers[worker]
+        return len(state.shards), state.order
+
+    def _lease(self, shard: int, worker: str, now: float) -> None:
+        self.epoch += 1
+        state = self.shards[shard]
+        state.holder, state.epoch, state.busy, state.since = worker, self.epoch, False, now
+        self.workers[worker].shards.add(shard)
+
+    def _answer(self, effects: list[Effect]) -> None:
+        """Answer every parked pull that the phase and the policy let proceed, in order of joining."""
+        for name, worker in self.workers.items():
+            if worker.parked and worker.usable:
+                assignments = self._assignments(worker)
+                if assignments:
+                    worker.parked = False
+                    for assignment in assignments:
+                        self.shards[assignment.shard].busy = True
+                    effects.append(ev.Grant(name, self.version, tuple(assignments)))
+
+    def _assignments(self, worker: WorkerState) -> list[Assignment]:
+        if self.phase == "survey":
+            return [self._assign(Kind.SURVEY, s) for s in sorted(worker.shards) if not self.shards[s].rows]
+        if self.phase == "initialise":
+            return [self._assign(Kind.INITIAL, 0)] if 0 in worker.shards else []
+        ready = [
+            s
+            for s in worker.shards
+            if self.clocks[s] < self.total_steps and self._policy.may_pull(self.clocks, s).allowed
+        ]
+        ready.sort(key=lambda s: (self.clocks[s], s))
+        # Within a round every shard computes at the same θ; otherwise each step deserves a θ as fresh as can be.
+        chosen = ready if self._policy.rounds else ready[:1]
+        return [self._assign(Kind.GRADIENT, s) for s in chosen]
+
+    def _assign(self, kind: Kind, shard: int) -> Assignment:
+        return Assignment(kind, shard, self.shards[shard].epoch, self.clocks[shard])
+
+
+def _total_steps(job: Job, rows: list[int]) -> int:
+    """Return the steps of every shard: a step is one batch, an epoch as many as the largest shard needs."""
+    if job.train.steps is not None:
+        return job.train.steps
+    batch = job.data.batch_size
+    per_epoch = max(math.ceil(n / batch) for n in rows) if batch else 1
+    return math.ceil(job.train.epochs_or_default * per_epoch)

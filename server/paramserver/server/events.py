@@ -1,0 +1,193 @@
+"""What the engine is told (events) and what it wants done (effects). Plain data, no behaviour."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+
+class Kind(enum.Enum):
+    """What a worker is asked to compute for a shard."""
+
+    GRADIENT = "gradient"
+    SURVEY = "survey"
+    INITIAL = "initial"
+
+
+class Code(enum.Enum):
+    """Why a message about a shard was not taken."""
+
+    FENCED = "fenced"
+    DUPLICATE = "duplicate"
+    GAP = "gap"
+    INVALID = "invalid"
+
+
+class Assignment(NamedTuple):
+    """Work on one shard, valid as long as the lease with this epoch is."""
+
+    kind: Kind
+    shard: int
+    epoch: int
+    step: int
+
+
+class Contribution(NamedTuple):
+    """The gradient of (shard, step), without its values: those stay with the shell."""
+
+    worker: str
+    shard: int
+    epoch: int
+    step: int
+    #: The version of θ that it was computed at.
+    version: int
+    samples: int
+    #: Mean loss over its samples.
+    loss: float
+
+
+class Joined(NamedTuple):
+    """A worker can take work; `accepts` are the shards it may be given (None: any), `pinned` its alone."""
+
+    worker: str
+    accepts: frozenset[int] | None = None
+    pinned: frozenset[int] = frozenset()
+
+
+class Left(NamedTuple):
+    """A worker's stream ended."""
+
+    worker: str
+    reason: str
+
+
+class Heard(NamedTuple):
+    """A worker gave a sign of life and nothing else."""
+
+    worker: str
+
+
+class Pulled(NamedTuple):
+    """A worker asks for work; what it was assigned before is pushed or given up."""
+
+    worker: str
+
+
+class Surveyed(NamedTuple):
+    """A shard was counted."""
+
+    worker: str
+    shard: int
+    epoch: int
+    rows: int
+
+
+class Initialised(NamedTuple):
+    """The initial parameters are in."""
+
+    worker: str
+    shard: int
+    epoch: int
+
+
+class Pushed(NamedTuple):
+    """A contribution is in whole."""
+
+    contribution: Contribution
+
+
+class Misbehaved(NamedTuple):
+    """A worker sent something that breaks the contract; it was not taken."""
+
+    worker: str
+    shard: int
+    step: int
+    reason: str
+
+
+class Failed(NamedTuple):
+    """A worker says that it cannot do the job."""
+
+    worker: str
+    reason: str
+
+
+class Measured(NamedTuple):
+    """The norm of the gradient that made a version, as the store computed it."""
+
+    version: int
+    gradient_norm: float
+
+
+class StopAsked(NamedTuple):
+    """A client wants the job to end."""
+
+    reason: str
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Event = (
+    Joined | Left | Heard | Pulled | Surveyed | Initialised | Pushed | Misbehaved | Failed | Measured | StopAsked | Tick
+)
+
+
+class Apply(NamedTuple):
+    """Add up these contributions in this order and update θ to `version`; `step` numbers it for schedules, from 1."""
+
+    version: int
+    step: int
+    contributions: tuple[Contribution, ...]
+
+
+class Grant(NamedTuple):
+    """Answer the worker's pull: these assignments, with θ at `version`."""
+
+    worker: str
+    version: int
+    assignments: tuple[Assignment, ...]
+
+
+class Refuse(NamedTuple):
+    """Tell the worker that its message about (shard, step) was not taken."""
+
+    worker: str
+    shard: int
+    step: int
+    code: Code
+    reason: str
+
+
+class Revoke(NamedTuple):
+    """The worker's lease on the shard has ended; drop what it is sending for it."""
+
+    worker: str
+    shard: int
+    epoch: int
+    reason: str
+
+
+class Progress(NamedTuple):
+    """Every shard has made `step` steps; `loss` is the sample-weighted mean of their last losses."""
+
+    step: int
+    version: int
+    loss: float
+    samples: int
+    elapsed_s: float
+
+
+class CombineSurveys(NamedTuple):
+    """All shards are counted: combine their surveys in shard order."""
+
+
+class End(NamedTuple):
+    """The job is over: "done", "failed" or "stopped"."""
+
+    status: str
+    reason: str
+
+
+Effect = Apply | Grant | Refuse | Revoke | Progress | CombineSurveys | End

@@ -1,0 +1,82 @@
+"""The server process: binds, serves, and ends cleanly on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from paramserver.server import control, training
+from paramserver.server.control import ControlService
+from paramserver.server.shell import Shell
+from paramserver.server.training import TrainingService
+from paramserver.wire.errors import RequestError
+from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
+
+log = logging.getLogger(__name__)
+
+#: How long streams have to end after SIGTERM.
+GRACE_S = 1.0
+
+OPTIONS = (
+    # Two servers must not share a port and take each other's workers.
+    ("grpc.so_reuseport", 0),
+    # A peer that vanished without a word (cable, power) is noticed by an unanswered ping.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_receive_message_length", 16 << 20),
+)
+
+
+async def serve(listen: str, address_file: Path | None = None) -> None:
+    """Serve at `listen` until SIGTERM or SIGINT; write the bound address to `address_file` once ready.
+
+    Raises:
+        RequestError: if the address cannot be bound.
+    """
+    server = grpc.aio.server(options=OPTIONS)
+    shell = Shell()
+    server.add_generic_rpc_handlers((TrainingService(shell).handler(),))
+    rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = (training.SERVICE, control.SERVICE)
+    reflection.enable_server_reflection((*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise RequestError(f"cannot listen on {listen}: the address is in use or not this machine's") from error
+    await server.start()
+    for name in ("", *names):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    address = listen if listen.startswith("unix:") else f"{listen.rsplit(':', 1)[0]}:{port}"
+    log.info("listening on %s", address)
+    if address_file is not None:
+        _write_atomically(address_file, address)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await stopped.wait()
+    log.info("stopping")
+    await health.enter_graceful_shutdown()
+    await server.stop(GRACE_S)
+    if address_file is not None:
+        with contextlib.suppress(FileNotFoundError):
+            address_file.unlink()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,272 @@
+"""One job on this server: the engine decides, the store computes, and this carries the engine's effects out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from paramserver.server import events as ev
+from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
+from paramserver.server.history import History
+from paramserver.server.session import Incoming, Session
+from paramserver.server.store import Store
+from paramserver.wire.errors import ParamserverError, TensorError
+from paramserver.wire.framing import encode
+from paramserver.wire.job import Job
+from paramserver.wire.layout import Layout, is_finite, read_values
+from paramserver.wire.moments import Moments, combine
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+_REFUSAL_CODES = {
+    ev.Code.FENCED: pb.Refusal.FENCED,
+    ev.Code.DUPLICATE: pb.Refusal.DUPLICATE,
+    ev.Code.GAP: pb.Refusal.GAP,
+    ev.Code.INVALID: pb.Refusal.INVALID,
+}
+
+_KINDS = {
+    ev.Kind.GRADIENT: pb.Assignment.GRADIENT,
+    ev.Kind.SURVEY: pb.Assignment.SURVEY,
+    ev.Kind.INITIAL: pb.Assignment.INITIAL,
+}
+
+
+class Run:
+    """A job from its submission on; its parameters stay readable after the end.
+
+    Everything here runs in the server's one event loop and never awaits, so no lock is needed: between two messages
+    the state is whole.
+    """
+
+    def __init__(self, job_id: str, job: Job, sessions: Mapping[str, Session], clock: Callable[[], float], epoch: int):
+        self.job_id = job_id
+        self.job = job
+        self.engine = Engine(job, epoch)
+        self.store: Store | None = None
+        self.census: pb.Census | None = None
+        self.moments: Moments | None = None
+        self.history = History()
+        #: Surveys of the shards, in shard order once all are in.
+        self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
+        self._sessions = sessions
+        self._clock = clock
+
+    def feed(self, event: ev.Event) -> None:
+        """Let the engine handle an event and carry out what it asks for."""
+        events = deque([event])
+        while events:
+            for effect in self.engine.handle(events.popleft(), self._clock()):
+                follow_up = self._carry_out(effect)
+                if follow_up is not None:
+                    events.append(follow_up)
+
+    def welcome(self, session: Session) -> None:
+        """Bring a worker into the job."""
+        session.start_job()
+        started = pb.JobStarted(
+            job_id=self.job_id,
+            job_json=self.job.to_json(),
+            heartbeat_s=self.job.server.lease_s / HEARTBEATS_PER_LEASE,
+        )
+        session.send(encode(pb.ServerMessage(job=started)))
+        join = session.join
+        accepts = frozenset(join.accepts) | frozenset(join.pinned) if join.accepts or join.pinned else None
+        self.feed(ev.Joined(session.name, accepts, frozenset(join.pinned)))
+
+    def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
+        """Act on a message of a worker in the job."""
+        match message.WhichOneof("kind"):
+            case "push":
+                self._take_push(session, message.push, payload)
+            case "pull":
+                session.held = message.pull.held if message.pull.HasField("held") else None
+                self.feed(ev.Pulled(session.name))
+            case "heartbeat":
+                self.feed(ev.Heard(session.name))
+            case "survey":
+                self._take_survey(session, message.survey, payload)
+            case "initial":
+                self._take_initial(session, message.initial, payload)
+            case "failure":
+                self.feed(ev.Failed(session.name, message.failure.reason[:2000]))
+            case other:
+                raise TensorError(f"worker {session.name} sent {other or 'an empty message'}, which has no place here")
+
+    def _take_push(self, session: Session, push: pb.Push, payload: memoryview) -> None:
+        name = (push.shard, push.epoch, push.step)
+        session.received += payload.nbytes
+        if push.offset == 0:
+            session.incoming = session.discarding = None
+            refusal = self.engine.admit(session.name, push.shard, push.epoch, push.step)
+            if refusal is not None:
+                session.discarding = name
+                # The engine repeats its answer and counts the refusal.
+                self.feed(ev.Pushed(_contribution(session.name, push)))
+            else:
+                session.incoming = Incoming(push)
+        incoming = session.incoming
+        if session.discarding != name:
+            try:
+                if self.store is None:
+                    raise TensorError("a push came before the parameters were initialised")
+                if incoming is None or (incoming.push.shard, incoming.push.epoch, incoming.push.step) != name:
+                    raise TensorError(f"a push must begin at offset 0, this one came with offset {push.offset}")
+                self._take_chunk(self.store, incoming, push, payload)
+            except TensorError as error:
+                session.incoming, session.discarding = None, name
+                reason = f"push of worker {session.name}, shard {push.shard}, step {push.step}: {error}"
+                self.feed(ev.Misbehaved(session.name, push.shard, push.step, reason))
+            else:
+                if incoming.next_offset == self.store.layout.size:
+                    session.incoming = None
+                    self.feed(ev.Pushed(_contribution(session.name, push)))
+        if push.pull:
+            session.held = push.version
+            self.feed(ev.Pulled(session.name))
+
+    def _take_chunk(self, store: Store, incoming: Incoming, push: pb.Push, payload: memoryview) -> None:
+        size, chunk = store.layout.size, store.chunk
+        values = read_values(payload, store.layout.dtype, push.offset, size)
+        if push.offset != incoming.next_offset or values.size != min(chunk, size - push.offset):
+            raise TensorError(
+                f"a chunk of {values.size} values came at offset {push.offset}; "
+                f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
+            )
+        if not is_finite(values):
+            raise TensorError(_where_not_finite(store.layout, push.offset, values))
+        incoming.next_offset += values.size
+        store.receive(push.shard, push.offset, values)
+
+    def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
+        name = session.name
+        moments = None
+        try:
+            if survey.rows < 1 or payload.nbytes not in (0, 16 * survey.features):
+                raise TensorError(f"{survey.rows} rows, {survey.features} features, {payload.nbytes} bytes of moments")
+            if payload.nbytes:
+                moments = Moments.from_flat(survey.rows, np.frombuffer(payload, dtype="<f8"))
+        except ParamserverError as error:
+            self.feed(ev.Misbehaved(name, survey.shard, 0, f"survey of shard {survey.shard}: {error}"))
+            return
+        self._surveys[survey.shard] = (survey, moments)
+        self.feed(ev.Surveyed(name, survey.shard, survey.epoch, survey.rows))
+
+    def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
+        if initial.offset == 0:
+            session.initial, session.initial_layout = [], list(initial.tensors)
+        refusal = self.engine.admit(session.name, initial.shard, initial.epoch, 0)
+        if refusal is not None or self.engine.phase != "initialise":
+            return
+        try:
+            layout = Layout.from_proto(session.initial_layout, self.job.train.dtype)
+            values = read_values(payload, layout.dtype, initial.offset, layout.size)
+            held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
+            if initial.offset != held:
+                raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
+            if not is_finite(values):
+                raise TensorError(_where_not_finite(layout, initial.offset, values))
+        except TensorError as error:
+            self.feed(ev.Failed(session.name, str(error)))
+            return
+        # θ is allocated only once its bytes are really here, not when a peer announces them.
+        session.initial.append(payload)
+        if held + values.size == layout.size:
+            theta = np.frombuffer(b"".join(session.initial), dtype=layout.dtype).copy()
+            session.initial = []
+            self.store = Store(self.job, layout, theta, self.engine.total_steps)
+            self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
+
+    def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
+        match effect:
+            case ev.Apply(version, step, contributions):
+                assert self.store is not None
+                samples = sum(c.samples for c in contributions)
+                norm = self.store.apply(version, step, [c.shard for c in contributions], samples)
+                return None if norm is None else ev.Measured(version, norm)
+            case ev.Grant():
+                self._grant(effect)
+            case ev.Progress():
+                self.history.record(effect)
+            case ev.Refuse():
+                refusal = pb.Refusal(
+                    code=_REFUSAL_CODES[effect.code],
+                    shard=effect.shard,
+                    step=effect.step,
+                    reason=effect.reason,
+                )
+                self._send(effect.worker, pb.ServerMessage(refusal=refusal))
+            case ev.Revoke(worker, shard):
+                self._revoke(worker, shard)
+            case ev.CombineSurveys():
+                self._combine_surveys()
+            case ev.End(status, reason):
+                ended = pb.ServerMessage(ended=pb.JobEnded(job_id=self.job_id, status=status, reason=reason))
+                for name in self._sessions:
+                    self._send(name, ended)
+        return None
+
+    def _send(self, worker: str, message: pb.ServerMessage) -> None:
+        session = self._sessions.get(worker)
+        if session is not None:
+            session.send(encode(message))
+
+    def _grant(self, grant: ev.Grant) -> None:
+        session = self._sessions.get(grant.worker)
+        if session is None:
+            return
+        if self.census is not None and not session.knows_census:
+            session.knows_census = True
+            flat = None if self.moments is None else self.moments.to_flat()
+            session.send(encode(pb.ServerMessage(census=self.census), flat))
+        work = pb.Work(version=grant.version, last=True)
+        for assignment in grant.assignments:
+            work.assignments.add(
+                kind=_KINDS[assignment.kind],
+                shard=assignment.shard,
+                epoch=assignment.epoch,
+                step=assignment.step,
+            )
+        if self.store is None:
+            session.send(encode(pb.ServerMessage(work=work)))
+            return
+        if not session.knows_layout:
+            session.knows_layout = True
+            session.send(encode(pb.ServerMessage(layout=pb.Layout(tensors=self.store.layout.to_proto()))))
+        messages = self.store.work(work, session.held)
+        if session.held != self.store.version:
+            session.sent += self.store.theta.nbytes
+        session.send(*messages)
+
+    def _revoke(self, worker: str, shard: int) -> None:
+        session = self._sessions.get(worker)
+        if session is not None and session.incoming is not None and session.incoming.push.shard == shard:
+            push = session.incoming.push
+            session.incoming, session.discarding = None, (push.shard, push.epoch, push.step)
+        if self.store is not None:
+            self.store.incoming.drop(shard)
+
+    def _combine_surveys(self) -> None:
+        surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
+        widths = sorted({survey.features for survey, _ in surveys})
+        all_moments = [moments for _, moments in surveys if moments is not None]
+        if all_moments and len(widths) == 1 and len(all_moments) == len(surveys):
+            self.moments = combine(all_moments)
+        self.census = pb.Census(
+            rows=sum(survey.rows for survey, _ in surveys),
+            features=widths[-1],
+            # One shard without class labels means that the labels are no classes.
+            classes=max(s.classes for s, _ in surveys) if all(s.classes for s, _ in surveys) else 0,
+        )
+        self._surveys.clear()
+
+
+def _contribution(worker: str, push: pb.Push) -> ev.Contribution:
+    return ev.Contribution(worker, push.shard, push.epoch, push.step, push.version, push.samples, push.loss)
+
+
+def _where_not_finite(layout: Layout, offset: int, values: np.ndarray) -> str:
+    index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
+    tensor = next(t for t in reversed(layout.tensors) if t.offset <= index)
+    return f"tensor {tensor.name!r} holds {values[index - offset]} at element {index - tensor.offset}"

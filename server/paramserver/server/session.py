@@ -1,0 +1,80 @@
+"""One worker's stream as the server sees it: what is coming in and what is waiting to go out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+#: Answers that may wait for a worker; an honest one reads them, so one that lets them pile up is cut off.
+MAX_WAITING = 64
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A push that has begun: what its first chunk said, and where the next one must start."""
+
+    push: pb.Push
+    next_offset: int = 0
+
+
+@dataclass(slots=True)
+class Session:
+    """A joined worker."""
+
+    join: pb.Join
+    #: The push in progress, or None between two.
+    incoming: Incoming | None = None
+    #: (shard, epoch, step) of a push that was refused at its first chunk; its other chunks are passed over.
+    discarding: tuple[int, int, int] | None = None
+    #: Initial parameters in progress.
+    initial: list[memoryview] = field(default_factory=list)
+    initial_layout: list[pb.Tensor] = field(default_factory=list)
+    #: Version that the worker holds whole, as its last pull said.
+    held: int | None = None
+    knows_census: bool = False
+    knows_layout: bool = False
+    #: Tensor bytes.
+    received: int = 0
+    sent: int = 0
+    #: Answers of one or more messages each; their bytes are shared with other sessions where they are the same.
+    _outbox: deque[Sequence[bytes]] = field(default_factory=deque)
+    _filled: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        return self.join.worker
+
+    def send(self, *messages: bytes) -> None:
+        """Queue an answer of encoded messages; never waits."""
+        if len(self._outbox) >= MAX_WAITING:
+            self.close()
+        if not self.closed:
+            self._outbox.append(messages)
+            self._filled.set()
+
+    def close(self) -> None:
+        """End the stream after what is queued."""
+        self.closed = True
+        self._filled.set()
+
+    async def next_answer(self) -> Sequence[bytes] | None:
+        """Wait for the next messages to send; None when the stream is to end."""
+        while not self._outbox:
+            if self.closed:
+                return None
+            self._filled.clear()
+            await self._filled.wait()
+        return self._outbox.popleft()
+
+    def start_job(self) -> None:
+        """Forget what belonged to an earlier job."""
+        self.incoming = self.discarding = self.held = None
+        self.initial, self.initial_layout = [], []
+        self.knows_census = self.knows_layout = False
+        self.received = self.sent = 0

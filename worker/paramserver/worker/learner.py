@@ -1,0 +1,79 @@
+"""What a worker computes for one job: surveys, initial parameters and gradients. Knows no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from paramserver.wire.errors import TaskError
+from paramserver.wire.job import Job
+from paramserver.wire.layout import Array
+from paramserver.wire.moments import Moments
+from paramserver.worker.batches import Batch
+from paramserver.worker.moments import Standardizer
+from paramserver.worker.shard import Shard, Survey
+from paramserver.worker.tasks import Task, initial_parameters, load_task, loss_and_gradient
+
+
+class Learner:
+    """Computes for the shards that the worker is given; a shard is read when it is first needed.
+
+    `base` is the directory from which the job's relative paths start.
+    """
+
+    def __init__(self, job: Job, base: Path | None = None) -> None:
+        self.job = job
+        self._base = base
+        self._task: Task | None = None
+        self._shards: dict[int, Shard] = {}
+        self._prepared = False
+        self._classes = 0
+        self._standardizer: Standardizer | None = None
+
+    @property
+    def task(self) -> Task:
+        """The model, loaded when it is first needed."""
+        if self._task is None:
+            self._task = load_task(self.job.task.use, self.job.task.options, self._base)
+        return self._task
+
+    def prepare(self, classes: int, moments: Moments | None) -> None:
+        """Take what the surveys of all shards say together; a new stream says it again."""
+        if self._prepared:
+            return
+        self._prepared = True
+        self._classes = classes
+        self._standardizer = None if moments is None else Standardizer.from_moments(moments)
+        # Opened for the survey, before this was known.
+        for shard in self._shards.values():
+            shard.prepare(self._classes, self._standardizer)
+
+    def survey(self, shard: int) -> Survey:
+        """Read a shard and describe it; also loads the task, so that a wrong one is known before training."""
+        _ = self.task
+        self._shards[shard] = Shard.open(self.job, shard, self._base)
+        return self._shards[shard].survey()
+
+    def initial(self, shard: int) -> dict[str, Array]:
+        """Return the initial parameters, computed from the seed and the shard's first batch."""
+        rng = np.random.Generator(np.random.Philox(self.job.train.seed))
+        return initial_parameters(self.task, rng, self.batch(shard, 0))
+
+    def batch(self, shard: int, step: int) -> Batch:
+        """Return the batch of (shard, step)."""
+        if shard not in self._shards:
+            self._shards[shard] = Shard.open(self.job, shard, self._base)
+            self._shards[shard].prepare(self._classes, self._standardizer)
+        return self._shards[shard].batch(step)
+
+    def gradient(self, theta: dict[str, Array], batch: Batch, shard: int, step: int) -> tuple[float, dict[str, Array]]:
+        """Return the checked mean loss and gradient over a batch.
+
+        Raises:
+            TaskError: with the shard and the step, if the task fails or breaks its contract.
+        """
+        try:
+            return loss_and_gradient(self.task, theta, batch)
+        except TaskError as error:
+            raise TaskError(f"shard {shard}, step {step}: {error}") from error

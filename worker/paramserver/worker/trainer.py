@@ -1,0 +1,288 @@
+"""The worker's side of the training stream: takes work, has it computed, pushes what came out.
+
+docs/wire-format.md draws the states. Whatever the server says is the truth: after a broken stream the worker joins
+anew and computes what it is then assigned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from paramserver.wire.errors import ParamserverError, ProtocolError
+from paramserver.wire.job import Job
+from paramserver.wire.layout import Array, Layout, is_finite, read_values
+from paramserver.wire.moments import Moments
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.batches import Batch
+from paramserver.worker.learner import Learner
+from paramserver.worker.stream import Stream
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+
+#: A step that took longer than this runs beside the event loop, so that heartbeats go on; a shorter one runs in it,
+#: which saves two thread switches.
+INLINE_S = 0.02
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How a worker presents itself, and which shards it can read."""
+
+    name: str
+    accepts: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
+
+    def join(self) -> pb.Join:
+        """Return the first message of a stream."""
+        return pb.Join(
+            protocol=PROTOCOL,
+            worker=self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            accepts=self.accepts,
+            pinned=self.pinned,
+        )
+
+
+class Replica:
+    """The worker's copy of θ: one flat vector and read-only views of its tensors."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.flat: Array = np.empty(layout.size, layout.dtype)
+        readonly = self.flat.view()
+        readonly.flags.writeable = False
+        self.views = layout.views(readonly)
+        #: The version that is here whole, or None.
+        self.version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What a step gave: mean loss and gradient over `samples` examples."""
+
+    loss: float
+    arrays: dict[str, Array]
+    samples: int
+
+
+#: Computes one step: (learner, θ, shard, step) to its gradient.
+Compute = Callable[[Learner, dict[str, Array], int, int], Awaitable[Gradient]]
+
+
+class Trainer:
+    """Works for one server, over any number of streams and jobs.
+
+    `compute` replaces the task's own gradient, for a worker with a loop of its own.
+    """
+
+    def __init__(self, identity: Identity, base: Path | None = None, compute: Compute | None = None) -> None:
+        self._identity = identity
+        self._base = base
+        self._compute = compute or self._compute_by_task
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+        self._job_id = ""
+        self._learner: Learner | None = None
+        self._replica: Replica | None = None
+        self._buffer: Array = np.empty(0)
+        self._heartbeat_s = 0.0
+        self._chunk_bytes = 0
+        self._last_step_s = float("inf")
+        #: Set while there is a job.
+        self._working = asyncio.Event()
+        #: True once the server has welcomed the worker on the current stream.
+        self.joined = False
+
+    async def follow(self, stream: Stream) -> None:
+        """Join and work until the stream ends.
+
+        Raises:
+            grpc.RpcError: if it breaks.
+            ProtocolError: if the server breaks the contract.
+        """
+        self.joined = False
+        self._replica = None
+        await stream.send(pb.WorkerMessage(join=self._identity.join()))
+        heartbeat = asyncio.create_task(self._keep_alive(stream))
+        try:
+            while (received := await stream.receive()) is not None:
+                await self._take(stream, *received)
+        finally:
+            heartbeat.cancel()
+
+    async def _beside_the_loop(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        call = partial(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def _take(self, stream: Stream, message: pb.ServerMessage, payload: memoryview) -> None:
+        match message.WhichOneof("kind"):
+            case "work":
+                await self._take_work(stream, message.work, payload)
+            case "welcome":
+                self.joined = True
+                self._chunk_bytes = message.welcome.chunk_bytes
+                log.info("joined %s as %s", stream.address, self._identity.name)
+            case "job":
+                self._start(message.job)
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork()))
+            case "census":
+                self._take_census(message.census, payload)
+            case "layout":
+                self._replica = Replica(Layout.from_proto(message.layout.tensors, self._job.train.dtype))
+                self._buffer = np.empty(self._replica.layout.size, self._replica.layout.dtype)
+            case "refusal":
+                refusal = message.refusal
+                log.warning("shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
+            case "ended":
+                log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
+                self._learner = self._replica = None
+                self._job_id = ""
+                self._working.clear()
+            case other:
+                raise ProtocolError(f"the server sent {other or 'an empty message'}, which this worker does not know")
+
+    @property
+    def _current_learner(self) -> Learner:
+        if self._learner is None:
+            raise ProtocolError("the server sent work without a job")
+        return self._learner
+
+    @property
+    def _job(self) -> Job:
+        return self._current_learner.job
+
+    def _start(self, started: pb.JobStarted) -> None:
+        self._heartbeat_s = started.heartbeat_s
+        # The same job on a new stream: the shards that were read are still good.
+        if started.job_id != self._job_id or self._learner is None:
+            self._job_id = started.job_id
+            self._learner = Learner(Job.from_json(started.job_json), self._base)
+        self._working.set()
+        log.info("job %s: %s on %s", started.job_id, self._job.task.use, self._job.data.source)
+
+    def _take_census(self, census: pb.Census, payload: memoryview) -> None:
+        moments = None
+        if payload.nbytes:
+            moments = Moments.from_flat(census.rows, np.frombuffer(payload, dtype="<f8"))
+        if self._learner is not None:
+            self._learner.prepare(census.classes, moments)
+
+    async def _take_work(self, stream: Stream, work: pb.Work, payload: memoryview) -> None:
+        replica = self._replica
+        if payload.nbytes:
+            if replica is None:
+                raise ProtocolError("the server sent parameters without a layout")
+            values = read_values(payload, replica.layout.dtype, work.offset, replica.layout.size)
+            replica.version = None
+            replica.flat[work.offset : work.offset + values.size] = values
+        if not work.last:
+            return
+        if replica is not None:
+            replica.version = work.version
+        try:
+            await self._carry_out(stream, work)
+        except ParamserverError as error:
+            log.error("%s", error)
+            await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=str(error))))
+
+    async def _carry_out(self, stream: Stream, work: pb.Work) -> None:
+        for position, assignment in enumerate(work.assignments, start=1):
+            is_last = position == len(work.assignments)
+            match assignment.kind:
+                case pb.Assignment.GRADIENT:
+                    await self._push_gradient(stream, assignment, work.version, pull=is_last)
+                    continue
+                case pb.Assignment.SURVEY:
+                    await self._send_survey(stream, assignment)
+                case pb.Assignment.INITIAL:
+                    await self._send_initial(stream, assignment)
+                case other:
+                    raise ProtocolError(f"the server assigned work of an unknown kind {other}")
+            if is_last:
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork()))
+
+    async def _send_survey(self, stream: Stream, assignment: pb.Assignment) -> None:
+        survey = await self._beside_the_loop(self._current_learner.survey, assignment.shard)
+        message = pb.Survey(
+            shard=assignment.shard,
+            epoch=assignment.epoch,
+            rows=survey.rows,
+            features=survey.features,
+            classes=survey.classes,
+        )
+        flat = None if survey.moments is None else survey.moments.to_flat()
+        await stream.send(pb.WorkerMessage(survey=message), flat)
+
+    async def _send_initial(self, stream: Stream, assignment: pb.Assignment) -> None:
+        arrays = await self._beside_the_loop(self._current_learner.initial, assignment.shard)
+        layout = Layout.of(arrays, self._job.train.dtype)
+        flat = np.empty(layout.size, layout.dtype)
+        layout.pack(arrays, flat)
+        for start, chunk in self._chunks(flat):
+            tensors = layout.to_proto() if start == 0 else []
+            message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=tensors, offset=start)
+            await stream.send(pb.WorkerMessage(initial=message), chunk)
+
+    async def _push_gradient(self, stream: Stream, assignment: pb.Assignment, version: int, pull: bool) -> None:
+        replica = self._replica
+        if replica is None:
+            raise ProtocolError("the server assigned a gradient without parameters")
+        gradient = await self._compute(self._current_learner, replica.views, assignment.shard, assignment.step)
+        flat = self._buffer
+        replica.layout.pack(gradient.arrays, flat, scale=gradient.samples)
+        if not is_finite(flat):
+            raise ParamserverError(f"shard {assignment.shard}, step {assignment.step}: the summed gradient overflows")
+        push = pb.Push(
+            shard=assignment.shard,
+            epoch=assignment.epoch,
+            step=assignment.step,
+            version=version,
+            samples=gradient.samples,
+            loss=gradient.loss,
+        )
+        for start, chunk in self._chunks(flat):
+            push.offset = start
+            push.pull = pull and start + chunk.size == flat.size
+            await stream.send(pb.WorkerMessage(push=push), chunk)
+
+    def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
+        size = self._chunk_bytes // flat.itemsize
+        return [(start, flat[start : start + size]) for start in range(0, flat.size, size)]
+
+    async def _compute_by_task(self, learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+        if self._last_step_s < INLINE_S:
+            return self._timed_step(learner, theta, shard, step)
+        return await self._beside_the_loop(self._timed_step, learner, theta, shard, step)
+
+    def _timed_step(self, learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+        started = time.perf_counter()
+        batch: Batch = learner.batch(shard, step)
+        loss, arrays = learner.gradient(theta, batch, shard, step)
+        self._last_step_s = time.perf_counter() - started
+        return Gradient(loss, arrays, batch.n)
+
+    async def _keep_alive(self, stream: Stream) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            # Without a job nobody counts on the worker.
+            await self._working.wait()
+            await asyncio.sleep(self._heartbeat_s / 2)
+            if loop.time() - stream.last_sent > self._heartbeat_s / 2:
+                await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))
