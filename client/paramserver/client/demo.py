@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class Demonstration:
     loss: float
     #: Median milliseconds of a step of all shards.
     round_ms: float
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `paramserver demo --json` prints."""
+        return asdict(self)
 
 
 def demo_job(mode: str = "sync") -> Job:
@@ -103,6 +108,6 @@ def round_ms(history: Sequence[Point]) -> float:
     """Return the median milliseconds between one step and the next."""
     pauses = [
         (later.seconds - earlier.seconds) / (later.step - earlier.step)
-        for earlier, later in zip(history, history[1:], strict=False)
+        for earlier, later in itertools.pairwise(history)
     ]
     return 1000 * statistics.median(pauses) if pauses else 0.0

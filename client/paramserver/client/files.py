@@ -37,18 +37,26 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_format(path: Path) -> None:
+    """Refuse a path whose ending names no format of `write_theta`.
+
+    Raises:
+        RequestError: with the endings that do.
+    """
+    if path.suffix not in _FORMATS:
+        raise RequestError(f"{path}: the ending {path.suffix!r} is unknown; allowed are {' and '.join(_FORMATS)}")
+
+
 def write_theta(path: Path, theta: Mapping[str, NDArray[Any]]) -> None:
     """Write named tensors as `.npz` or `.safetensors`, by the ending of `path`; the same θ gives the same bytes.
 
     Raises:
         RequestError: for another ending, or a path that cannot be written.
     """
-    formats = {".npz": _write_npz, ".safetensors": _write_safetensors}
-    if path.suffix not in formats:
-        raise RequestError(f"{path}: the ending {path.suffix!r} is unknown; allowed are {' and '.join(formats)}")
+    check_format(path)
     try:
         with atomically(path) as temporary:
-            formats[path.suffix](temporary, theta)
+            _FORMATS[path.suffix](temporary, theta)
     except OSError as error:
         raise RequestError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -65,3 +73,6 @@ def _write_safetensors(path: Path, theta: Mapping[str, NDArray[Any]]) -> None:
     from safetensors.numpy import save_file
 
     save_file({name: np.ascontiguousarray(values) for name, values in theta.items()}, path)
+
+
+_FORMATS = {".npz": _write_npz, ".safetensors": _write_safetensors}

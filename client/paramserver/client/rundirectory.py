@@ -18,6 +18,9 @@ from paramserver.client.files import write_text, write_theta
 from paramserver.wire.errors import RequestError
 from paramserver.wire.job import Job
 
+#: The file in a run directory that says how the run ended.
+RESULT = "result.json"
+
 
 class RunDirectory:
     """A directory that holds one run and nothing else.
@@ -33,7 +36,7 @@ class RunDirectory:
     """
 
     def __init__(self, job: Job, path: str | Path | None = None) -> None:
-        self.path = Path(path) if path else _fresh(job)
+        self.path = Path(path) if path else fresh_path(job)
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,7 @@ class RunDirectory:
             write_theta(self.path / "theta.safetensors", theta)
         if history:
             self._plot(job, history)
-        write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(self.path / RESULT, json.dumps(result, indent=2) + "\n")
 
     def discard(self) -> None:
         """Remove the run and every directory that was made for it."""
@@ -84,7 +87,8 @@ class RunDirectory:
         plot_loss(job, history, [self.path / "loss.png", self.path / "loss.svg"])
 
 
-def _fresh(job: Job) -> Path:
+def fresh_path(job: Job) -> Path:
+    """Return a path for a run directory that does not exist yet: `runs/<timestamp>-<task>`."""
     task = re.sub(r"[^A-Za-z0-9_.-]+", "-", job.task.use.rpartition(":")[2])
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{task}"
     names = (f"{name}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
