@@ -62,7 +62,7 @@ def open_npz(path: Path, label: str) -> ArraySource:
 def _load(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path}: not a .npy file that can be read: {error}") from None
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: an archive of several arrays; name it .npz")

@@ -58,7 +58,7 @@ class ParquetSource:
         for name, column in zip(table.column_names, table.columns, strict=True):
             if column.null_count:
                 raise DataError(
-                    f"{self._path}: {column.null_count} empty cells in column {name!r}, rows {start} to {stop - 1}"
+                    f"{self._path}: {column.null_count} empty cells in {name!r}, rows {start} to {stop - 1}"
                 )
         columns = [column.to_numpy().astype(np.float64) for column in table.columns]
         y = columns.pop(self._label)
