@@ -63,9 +63,7 @@ def test_a_clipped_gradient_is_within_the_bound_and_a_short_one_is_untouched(
     gradient_norm: float, clip_norm: float
 ) -> None:
     factor = clip_factor(gradient_norm, clip_norm)
-    assert (
-        (factor == 1.0) if gradient_norm <= clip_norm else (factor * gradient_norm <= clip_norm * (1 + 1e-15))
-    )
+    assert (factor == 1.0) if gradient_norm <= clip_norm else (factor * gradient_norm <= clip_norm * (1 + 1e-15))
 
 
 def test_a_bound_of_zero_is_no_bound() -> None:

@@ -198,15 +198,10 @@ def test_a_hundred_steps_agree_with_the_scalar_formulas(case: str) -> None:
     found, _ = run(make_optimizer(section), theta, gradients, rates, tensors, 4, in_place=True)
     if section.name in TENSOR:
         cuts = [slice(0, 5), slice(5, 6), slice(6, 9)]
-        parts = [
-            TENSOR[section.name](theta[cut].tolist(), section, gradients[:, cut].tolist(), rates)
-            for cut in cuts
-        ]
+        parts = [TENSOR[section.name](theta[cut].tolist(), section, gradients[:, cut].tolist(), rates) for cut in cuts]
         expected = [value for part in parts for value in part]
     else:
-        expected = [
-            SCALAR[section.name](float(theta[i]), section, gradients[:, i].tolist(), rates) for i in range(9)
-        ]
+        expected = [SCALAR[section.name](float(theta[i]), section, gradients[:, i].tolist(), rates) for i in range(9)]
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
 
 
@@ -269,8 +264,6 @@ def test_a_tensor_of_zeros_can_leave_zero_under_a_trust_ratio() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_zero_gradient_keeps_everything_finite(case: str, dtype: str) -> None:
     optimizer = make_optimizer(OptimizerSection(**CASES[case]))
-    theta, state = run(
-        optimizer, np.zeros(3, dtype), np.zeros((2, 3), dtype), [0.1] * 2, [3], 3, in_place=True
-    )
+    theta, state = run(optimizer, np.zeros(3, dtype), np.zeros((2, 3), dtype), [0.1] * 2, [3], 3, in_place=True)
     assert np.all(np.isfinite(theta))
     assert all(np.all(np.isfinite(array)) for array in state)

@@ -28,9 +28,7 @@ def source(tmp_path, request):
     np.savez(tmp_path / "mapped.npz", x=X, y=Y)
     np.savez_compressed(tmp_path / "packed.npz", x=X, y=Y)
     np.savetxt(tmp_path / "data.csv", np.column_stack([X, Y]), delimiter=",", fmt="%.17g")
-    lines = [
-        f"{y} " + " ".join(f"{i}:{v:.17g}" for i, v in enumerate(x, 1)) for x, y in zip(X, Y, strict=True)
-    ]
+    lines = [f"{y} " + " ".join(f"{i}:{v:.17g}" for i, v in enumerate(x, 1)) for x, y in zip(X, Y, strict=True)]
     (tmp_path / "data.svm").write_text("\n".join(lines))
     return str(tmp_path / request.param)
 

@@ -122,9 +122,7 @@ class OptimizerSection(Section):
         for option in sorted({option for options in OPTIMIZER_OPTIONS.values() for option in options}):
             value = getattr(self, option)
             if option not in taken and value != type(self).model_fields[option].default:
-                raise ValueError(
-                    f"{option} = {value} has no meaning for {self.name}, which takes {', '.join(taken)}"
-                )
+                raise ValueError(f"{option} = {value} has no meaning for {self.name}, which takes {', '.join(taken)}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum above 0")
         if self.schedule == "step" and self.decay_steps == 0:

@@ -52,9 +52,7 @@ def test_any_numbers_written_are_read_back_by_any_range(
     np.testing.assert_array_equal(np.column_stack([x, y]), table[start:stop])
 
 
-@pytest.mark.parametrize(
-    ("label", "expected"), [("", 3), ("c", 3), ("a", 1), ("b", 2), ("0", 1), ("-2", 2), ("1", 2)]
-)
+@pytest.mark.parametrize(("label", "expected"), [("", 3), ("c", 3), ("a", 1), ("b", 2), ("0", 1), ("-2", 2), ("1", 2)])
 def test_the_label_is_found_by_name_by_number_or_at_the_end(write, label, expected):
     x, y = open_source(str(write("a,b,c\n1,2,3\n")), label).read(0, 1)
     assert y.tolist() == [expected]

@@ -23,9 +23,7 @@ def test_weights_begin_with_the_variances_of_he_and_glorot():
 
 def test_the_same_generator_gives_the_same_bits():
     batch = Batch(np.zeros((1, 3), np.float32), np.zeros(1, np.float32), classes=2)
-    first, second = (
-        initial_parameters(load_task("mlp", {}), np.random.default_rng(9), batch) for _ in range(2)
-    )
+    first, second = (initial_parameters(load_task("mlp", {}), np.random.default_rng(9), batch) for _ in range(2))
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 

@@ -86,9 +86,7 @@ def test_wrong_first_parameters_are_refused(params, message):
 
 
 def test_metrics_come_from_the_task_or_its_predictions_or_are_empty():
-    assert metrics(SimpleNamespace(metrics=lambda _p, _b: {"auc": np.float32(0.5)}), PARAMS, BATCH) == {
-        "auc": 0.5
-    }
+    assert metrics(SimpleNamespace(metrics=lambda _p, _b: {"auc": np.float32(0.5)}), PARAMS, BATCH) == {"auc": 0.5}
     guess = SimpleNamespace(predict=lambda _p, _b: np.array([0, 1, 2, 0]))
     assert metrics(guess, PARAMS, BATCH) == {"accuracy": 0.75}
     values = metrics(guess, PARAMS, Batch(BATCH.x, BATCH.y))

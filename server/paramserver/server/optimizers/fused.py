@@ -118,9 +118,7 @@ def _compile(function: Callable[..., None]) -> Callable[..., None]:
 
 @lru_cache
 def _momentum_kernel(nesterov: bool, decay: bool) -> Callable[..., None]:
-    def kernel(
-        theta: Array, gradient: Array, velocity: Array, momentum: Any, weight_decay: Any, rate: Any
-    ) -> None:
+    def kernel(theta: Array, gradient: Array, velocity: Array, momentum: Any, weight_decay: Any, rate: Any) -> None:
         for i in range(theta.size):
             g = gradient[i]
             if decay:

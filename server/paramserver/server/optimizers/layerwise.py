@@ -77,9 +77,7 @@ def lars(
     return Optimizer(init, update, scratch_rows=1, layerwise=Layerwise(direction, ratio))
 
 
-def lamb(
-    beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-6, weight_decay: float = 0.0
-) -> Optimizer:
+def lamb(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-6, weight_decay: float = 0.0) -> Optimizer:
     """Return LAMB: AdamW whose rate follows the norm of each tensor over that of its step.
 
         m ← β₁·m + (1 − β₁)·g

@@ -34,9 +34,7 @@ class RmsMomentumState(NamedTuple):
     velocity: Array
 
 
-def rmsprop(
-    rho: float = 0.99, epsilon: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0
-) -> Optimizer:
+def rmsprop(rho: float = 0.99, epsilon: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0) -> Optimizer:
     """Return RMSprop, which divides the gradient by a moving root mean square of itself.
 
         g ← g + weight_decay·θ

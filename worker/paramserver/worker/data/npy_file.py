@@ -75,9 +75,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ND
         if member.compress_type != zipfile.ZIP_STORED or version not in ((1, 0), (2, 0)):
             content.seek(0)
             return np.asarray(npy_format.read_array(content, allow_pickle=False))
-        read_header = (
-            npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        )
+        read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, fortran, dtype = read_header(content)
         start = content.tell()
     if dtype.hasobject:

@@ -39,7 +39,5 @@ def _csr_array() -> Any:
     try:
         from scipy.sparse import csr_array
     except ImportError:
-        raise DataError(
-            "sparse data needs scipy, which is missing: pip install 'paramserver[sparse]'"
-        ) from None
+        raise DataError("sparse data needs scipy, which is missing: pip install 'paramserver[sparse]'") from None
     return csr_array

@@ -82,9 +82,7 @@ class SvmlightSource:
         if falls.size:
             row = int(np.searchsorted(starts, falls[0], side="right")) - 1
             before, after = indices[falls[0] - 1 : falls[0] + 1] + self._base
-            raise DataError(
-                f"{self._lines.place(start + row)}: index {after} follows {before}; they must ascend"
-            )
+            raise DataError(f"{self._lines.place(start + row)}: index {after} follows {before}; they must ascend")
         for array, places in ((y, np.arange(len(y) + 1)), (values, starts)):
             infinite = np.flatnonzero(~np.isfinite(array))
             if infinite.size:
