@@ -10,6 +10,7 @@ import numpy as np
 from paramserver.server.optimizers import StepInfo, make_optimizer, slice_state
 from paramserver.server.optimizers.norms import block_squares, clip_factor
 from paramserver.server.optimizers.norms import norm as norm_of
+from paramserver.server.optimizers.optimizer import Layerwise
 from paramserver.server.optimizers.schedule import learning_rate
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.wire.framing import encode
@@ -70,6 +71,12 @@ class Store:
             scale *= clip_factor(norm, self._job.optimizer.clip_norm)
             sums = iter([whole[i : i + self.chunk] for i in range(0, whole.size, self.chunk)])
         info = StepInfo(version, rate)
+        layerwise = self._optimizer.layerwise
+        if layerwise is not None:
+            whole = np.concatenate(list(sums))
+            np.multiply(whole, scale, out=whole)
+            self._update_by_tensor(layerwise, whole, info)
+            sums = iter(())
         start = 0
         for chunk in sums:
             stop = start + chunk.size
@@ -81,6 +88,23 @@ class Store:
         self.version = version
         self._encoded = None
         return norm
+
+    def _update_by_tensor(self, layerwise: Layerwise, gradient: Array, info: StepInfo) -> None:
+        """Update θ with a learning rate scaled for each tensor by the norms of all of it."""
+        for tensor in self.layout.tensors:
+            end = tensor.offset + tensor.size
+            blocks = [slice(i, min(i + self.chunk, end)) for i in range(tensor.offset, end, self.chunk)]
+            for block in blocks:
+                state = slice_state(self._state, block.start, block.stop)
+                layerwise.direction(self.theta[block], gradient[block], state, info, state, self._scratch)
+            ratio = layerwise.ratio(
+                norm_of(block_squares(self.theta[tensor.offset : end])),
+                norm_of(block_squares(gradient[tensor.offset : end])),
+            )
+            scaled = info._replace(learning_rate=info.learning_rate * ratio)
+            for block in blocks:
+                theta, state = self.theta[block], slice_state(self._state, block.start, block.stop)
+                self._optimizer.update(theta, gradient[block], state, scaled, theta, state, self._scratch)
 
     def work(self, work: pb.Work, held: int | None) -> list[bytes]:
         """Return the messages that answer a pull: `work` itself comes last, behind what its receiver does not hold."""
