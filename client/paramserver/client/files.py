@@ -20,7 +20,11 @@ def atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes the name `path` once it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        # Some writers replace the file by one that only its owner may read.
+        temporary.chmod(mode)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)
