@@ -1,0 +1,43 @@
+"""Sparse matrices; scipy, which holds them, is an optional part of the installation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from paramserver.wire.errors import DataError
+from paramserver.worker.batches import Features
+
+
+def csr(values: NDArray[Any], indices: NDArray[Any], starts: NDArray[Any], features: int) -> Features:
+    """Return a csr array of shape (len(starts) − 1, features); row i holds `values[starts[i]:starts[i + 1]]`.
+
+    Raises:
+        DataError: if scipy is missing.
+    """
+    return _csr_array()((values, indices, starts), shape=(len(starts) - 1, features))
+
+
+def as_csr(x: Any) -> Features:
+    """Return a scipy matrix or array of any sparse format as a csr array without duplicate entries."""
+    converted = _csr_array()(x)
+    if not converted.has_canonical_format:
+        converted = converted.copy()
+        converted.sum_duplicates()
+    return converted
+
+
+def with_features(x: Features, features: int) -> Features:
+    """Return csr `x` with this many features: those beyond are dropped, those that lack are zero."""
+    if x.shape[1] > features:
+        return x[:, :features]
+    return type(x)((x.data, x.indices, x.indptr), shape=(x.shape[0], features))
+
+
+def _csr_array() -> Any:
+    try:
+        from scipy.sparse import csr_array
+    except ImportError:
+        raise DataError("sparse data needs scipy, which is missing: pip install 'paramserver[sparse]'") from None
+    return csr_array
