@@ -76,7 +76,7 @@ def _write_npz(path: Path, theta: Mapping[str, NDArray[Any]]) -> None:
 def _write_safetensors(path: Path, theta: Mapping[str, NDArray[Any]]) -> None:
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(values) for name, values in theta.items()}, path)
+    save_file({name: np.asarray(values, order="C") for name, values in theta.items()}, path)
 
 
 _FORMATS = {".npz": _write_npz, ".safetensors": _write_safetensors}
