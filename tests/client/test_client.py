@@ -9,14 +9,14 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import ScriptedControl
 
 from paramserver.client import Busy, Client, Job, JobFailed, NotReady, RequestError, Unreachable
 from paramserver.wire.errors import ProtocolError
 from paramserver.wire.layout import Layout
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
-Control = tuple[ScriptedControl, str]
+#: The scripted service of conftest.py and its address.
+Control = tuple[Any, str]
 
 
 def fails(code: grpc.StatusCode, details: str) -> Any:

@@ -57,7 +57,7 @@ def train(
 ) -> None:
     """Train a job: on processes of this machine, or on a running server."""
     from paramserver.client import rundirectory
-    from paramserver.client.train import train as train_job
+    from paramserver.client.training import train as train_job
 
     job = Job.from_toml(job_file)
     directory = run or rundirectory.fresh_path(job)
