@@ -39,7 +39,7 @@ def test_a_served_layerwise_step_equals_the_direct_calls(
     layout = Layout(SHAPES, "float32")
     theta = rng.normal(size=layout.size).astype(np.float32)
     layout.views(theta)["zeros"][...] = 0
-    store = Store(job, layout, theta.copy(), total_steps=10)
+    store = Store(job, layout, [theta], total_steps=10)
 
     optimizer = make_optimizer(job.optimizer)
     assert optimizer.layerwise is not None
