@@ -236,10 +236,12 @@ class Trainer:
 
     def _start(self, started: pb.JobStarted) -> None:
         self._heartbeat_s = started.heartbeat_s
-        # The same job on a new stream: the shards that were read are still good.
-        if started.job_id != self._job_id or self._learner is None:
+        job = Job.from_json(started.job_json)
+        # The same job on a new stream: the shards that were read are still good. A server that was started anew
+        # does not know that a name was used before, so the name alone does not make it the same job.
+        if self._learner is None or (started.job_id, job) != (self._job_id, self._learner.job):
             self._job_id = started.job_id
-            self._learner = Learner(Job.from_json(started.job_json), self._base)
+            self._learner = Learner(job, self._base)
         self._working.set()
         log.info("job %s: %s on %s", started.job_id, self._job.task.use, self._job.data.source)
 
