@@ -11,6 +11,7 @@ from pathlib import Path
 
 from paramserver.server.process import serve
 from paramserver.wire.errors import ParamserverError, RequestError
+from paramserver.wire.memory import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--address-file", type=Path, metavar="PATH", help="write the bound address here when ready")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    keep_freed_memory()
     try:
         asyncio.run(serve(arguments.listen, arguments.address_file))
     except RequestError as error:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paramserver.wire.errors import ParamserverError, Unreachable
+from paramserver.wire.memory import keep_freed_memory
 from paramserver.worker.process import exit_now, work
 from paramserver.worker.trainer import Identity, Trainer
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     accepts, pinned = arguments.shards
     trainer = Trainer(Identity(arguments.name, accepts, pinned), arguments.base)
+    keep_freed_memory()
     try:
         asyncio.run(work(arguments.server, trainer, arguments.connect_timeout))
     except Unreachable as error:

@@ -14,6 +14,7 @@ from paramserver.wire.job import Job
 from paramserver.wire.moments import Moments
 from paramserver.worker.batches import Batch, BatchOrder, Features, shard_range
 from paramserver.worker.data import open_source
+from paramserver.worker.data.sparse import with_features
 from paramserver.worker.moments import Standardizer, moments
 
 #: Whole numbers up to here may be class numbers; larger ones are values, such as amounts or times.
@@ -81,7 +82,9 @@ class Shard:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0."""
         rows = self._order.rows_of(step)
-        return Batch(self._ready(self._x[rows]), self._y[rows], self._classes)
+        # A slice is the whole shard, which csr would copy.
+        x = self._x if isinstance(rows, slice) else self._x[rows]
+        return Batch(self._ready(x), self._y[rows], self._classes)
 
     def _ready(self, x: Features) -> Features:
         return _in_dtype(self._standardizer.apply(x) if self._standardizer else x, self._dtype)
@@ -98,14 +101,27 @@ def open_test(
     name = job.data.test
     if not name:
         raise DataError("the job has no data.test to evaluate on")
-    source = open_source(name, job.data.label, base)
+    source = open_source(name, _test_label(job), base)
     x, y = source.read(0, source.rows)
-    if source.features != features:
+    if not isinstance(x, np.ndarray):
+        x = with_features(x, features)
+    elif source.features != features:
         raise DataError(f"{name}: {source.features} features, but training has {features}")
     if classes and not 0 < count_classes(y) <= classes:
         raise DataError(f"{name}: labels from {y.min()} to {y.max()}, but training has the classes 0 to {classes - 1}")
     dtype = np.dtype(job.train.dtype)
     return Batch(_in_dtype(standardizer.apply(x) if standardizer else x, dtype), y.astype(dtype), classes)
+
+
+def _test_label(job: Job) -> str:
+    """Return the label of the test data: that of training, unless it names a file of training's labels."""
+    label = job.data.label
+    if label.endswith(".npy") and job.data.test.endswith(".npy"):
+        raise DataError(
+            f"data.label = {label!r} holds the labels of the training rows; data.test = {job.data.test!r} has "
+            "none: keep it as .npz with x and y, or as .npy with the label as its last column"
+        )
+    return "" if label.endswith(".npy") or "idx1" in label else label
 
 
 def count_classes(y: NDArray[Any]) -> int:

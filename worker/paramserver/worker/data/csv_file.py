@@ -22,7 +22,7 @@ class CsvSource:
     """A csv file of finite numbers as a source of float64.
 
     The first line is a header if none of its cells is a number, and a row if all are. If some are, it is a
-    header when the label names one of its cells, and otherwise refused: a typing error must not swallow a row.
+    header when the label names one of its cells, and refused otherwise: a typing error must not hide a row.
 
     Raises:
         DataError: with file and line, if a cell is no finite number or a row has another number of cells.

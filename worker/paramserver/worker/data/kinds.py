@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from paramserver.wire.errors import DataError
 from paramserver.worker.data.builtin import open_builtin
 from paramserver.worker.data.csv_file import CsvSource
+from paramserver.worker.data.function import open_function
+from paramserver.worker.data.idx_file import GZIP_MAGIC, IdxSource
+from paramserver.worker.data.npy_file import open_npy, open_npz
+from paramserver.worker.data.parquet_file import ParquetSource
 from paramserver.worker.data.source import Source
+from paramserver.worker.data.svmlight_file import SvmlightSource
+
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".npy": "npy",
+    ".npz": "npz",
+    ".svm": "svmlight",
+    ".svmlight": "svmlight",
+    ".libsvm": "svmlight",
+    ".parquet": "parquet",
+}
+#: Openings of files whose suffix says nothing; text that fits none of them is csv.
+OPENINGS = (
+    (re.compile(rb"\x93NUMPY"), "npy"),
+    (re.compile(rb"PK\x03\x04"), "npz"),
+    (re.compile(rb"PAR1"), "parquet"),
+    (re.compile(re.escape(GZIP_MAGIC) + rb"|\0\0[\x08-\x0e][\x01-\x08]", re.DOTALL), "idx"),
+    (re.compile(rb"(?:\s*#[^\n]*\n)*\s*[-+.\deE]+[ \t]+\d+:"), "svmlight"),
+)
+OPENING_BYTES = 4096
 
 
 def open_source(source: str, label: str = "", base: Path | None = None) -> Source:
     """Open `builtin:NAME`, `module:function`, `file.py:function` or a file.
 
-    Relative paths start at `base` (default: the working directory).
+    Relative paths start at `base` (default: the working directory). What `label` means depends on the kind:
+    a column of a table, an array of a .npz file, or a file of labels.
 
     Raises:
         DataError: if there is no such source, or it is malformed.
@@ -22,5 +49,32 @@ def open_source(source: str, label: str = "", base: Path | None = None) -> Sourc
         return open_builtin(source)
     path = (base or Path()) / source
     if not path.is_file():
-        raise DataError(f"no such data file: {path}")
-    return CsvSource(path, label)
+        if ":" in source:
+            return open_function(source, base)
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such data file'}")
+    try:
+        return _open_file(path, label, base)
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _open_file(path: Path, label: str, base: Path | None) -> Source:
+    match SUFFIXES.get(path.suffix.lower()) or _kind_of_content(path):
+        case "npy":
+            return open_npy(path, label, base)
+        case "npz":
+            return open_npz(path, label)
+        case "parquet":
+            return ParquetSource(path, label)
+        case "idx":
+            return IdxSource(path, label, base)
+        case "svmlight":
+            return SvmlightSource(path)
+        case _:
+            return CsvSource(path, label)
+
+
+def _kind_of_content(path: Path) -> str:
+    with path.open("rb") as file:
+        opening = file.read(OPENING_BYTES)
+    return next((kind for pattern, kind in OPENINGS if pattern.match(opening)), "csv")

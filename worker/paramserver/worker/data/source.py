@@ -43,7 +43,7 @@ class ArraySource:
 
 
 def checked(name: str, x: Features, y: NDArray[Any]) -> tuple[Features, NDArray[Any]]:
-    """Return x as (rows, features) and y as (rows,), after flattening further axes of x and an axis of 1 of y.
+    """Return x as (rows, features) and y as (rows,), after flattening further axes.
 
     Raises:
         DataError: if shapes or dtypes cannot be those of examples and labels.

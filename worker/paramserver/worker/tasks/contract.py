@@ -20,8 +20,8 @@ class Task(Protocol):
     """A model: parameters to begin with, and the loss and gradient at any parameters.
 
     A task may also have `predict(params, batch)`, which returns class numbers or values, shape (n,), and
-    `metrics(params, batch)`, which returns numbers by name. It holds no state that a step changes: two workers
-    must compute the same from the same parameters and batch.
+    `metrics(params, batch)`, which returns numbers by name. It holds no state that a step changes: two
+    workers must compute the same from the same parameters and batch.
     """
 
     def init(self, rng: np.random.Generator, batch: Batch) -> Params:

@@ -1,0 +1,32 @@
+"""Sparse matrices; scipy, which holds them, is an optional part of the installation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from paramserver.wire.errors import DataError
+from paramserver.worker.batches import Features
+
+
+def csr(values: NDArray[Any], indices: NDArray[Any], starts: NDArray[Any], features: int) -> Features:
+    """Return a csr array of shape (len(starts) − 1, features); row i holds `values[starts[i]:starts[i + 1]]`.
+
+    Raises:
+        DataError: if scipy is missing.
+    """
+    try:
+        from scipy.sparse import csr_array
+    except ImportError:
+        raise DataError(
+            "sparse data needs scipy, which is missing: pip install 'paramserver[sparse]'"
+        ) from None
+    return csr_array((values, indices, starts), shape=(len(starts) - 1, features))
+
+
+def with_features(x: Features, features: int) -> Features:
+    """Return csr `x` with this many features: those beyond are dropped, those that lack are zero."""
+    if x.shape[1] > features:
+        return x[:, :features]
+    return type(x)((x.data, x.indices, x.indptr), shape=(x.shape[0], features))

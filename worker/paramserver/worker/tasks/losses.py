@@ -1,0 +1,35 @@
+"""Losses that several tasks share, each with its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def cross_entropy(scores: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, NDArray[Any]]:
+    """Return the mean of −log softmax(scores)[label], and its gradient by the scores.
+
+    Args:
+        scores: Floats, shape (n, classes); overwritten, since the gradient takes its place.
+        labels: Class numbers, shape (n,).
+    """
+    rows = np.arange(len(labels))
+    scores -= scores.max(axis=1, keepdims=True)
+    chosen = scores[rows, labels]
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=1)
+    loss = float(np.mean(np.log(total) - chosen, dtype=np.float64))
+    scores /= total[:, None]
+    scores[rows, labels] -= 1
+    scores /= len(labels)
+    return loss, scores
+
+
+def penalise(l2: float, w: NDArray[Any], grad: NDArray[Any]) -> float:
+    """Return l2 · ‖w‖² and add its gradient, 2 · l2 · w, to `grad` in place."""
+    if not l2:
+        return 0.0
+    grad += 2 * l2 * w
+    return l2 * float(np.sum(np.square(w), dtype=np.float64))
