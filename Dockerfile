@@ -6,7 +6,7 @@ COPY protos protos
 COPY server server
 COPY worker worker
 COPY client client
-# Comma-separated extras of the distribution; "datasets" alone makes an image that is half as large.
+# Comma-separated extras of the distribution; fewer make a smaller image.
 ARG EXTRAS=all
 RUN pip wheel --no-cache-dir --wheel-dir /dist ".[${EXTRAS}]"
 
