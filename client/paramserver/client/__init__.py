@@ -1,1 +1,34 @@
 """Drives training: describes jobs, launches processes, watches them and evaluates what they learnt."""
+
+from paramserver.client.connection.client import Client, Point, Update
+from paramserver.client.train import Result, train
+from paramserver.wire.errors import (
+    Busy,
+    DataError,
+    JobError,
+    JobFailed,
+    NotReady,
+    ParamserverError,
+    RequestError,
+    TaskError,
+    Unreachable,
+)
+from paramserver.wire.job import Job
+
+__all__ = [
+    "Busy",
+    "Client",
+    "DataError",
+    "Job",
+    "JobError",
+    "JobFailed",
+    "NotReady",
+    "ParamserverError",
+    "Point",
+    "RequestError",
+    "Result",
+    "TaskError",
+    "Unreachable",
+    "Update",
+    "train",
+]

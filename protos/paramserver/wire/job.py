@@ -67,17 +67,48 @@ class TrainSection(Section):
         return 10.0 if self.epochs is None else self.epochs
 
 
-class OptimizerSection(Section):
-    """The update that the server applies, its learning-rate schedule and gradient clipping."""
+#: What each optimizer takes besides the learning rate, its schedule and clipping.
+OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "nesterov", "weight_decay"),
+    "adam": ("beta1", "beta2", "epsilon", "weight_decay"),
+    "adamw": ("beta1", "beta2", "epsilon", "weight_decay"),
+    "adagrad": ("epsilon", "initial_accumulator", "weight_decay"),
+    "rmsprop": ("rho", "epsilon", "momentum", "weight_decay"),
+    "yogi": ("beta1", "beta2", "epsilon", "initial_accumulator"),
+    "ftrl": ("l1", "l2", "beta"),
+    "lars": ("momentum", "nesterov", "weight_decay", "trust_coefficient"),
+    "lamb": ("beta1", "beta2", "epsilon", "weight_decay"),
+}
 
-    name: Literal["sgd", "adam"] = "sgd"
+
+class OptimizerSection(Section):
+    """The update that the server applies, its learning-rate schedule and gradient clipping.
+
+    An option that the named optimizer does not take must keep its default. For `ftrl`, `learning_rate` is the
+    paper's α. For all but `adamw` and `lamb`, `weight_decay` is added to the gradient (L2).
+    """
+
+    name: Literal["sgd", "adam", "adamw", "adagrad", "rmsprop", "yogi", "ftrl", "lars", "lamb"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
+    #: Decay of the mean gradient and, beta2, of the mean squared gradient in Adam and its kin.
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
+    #: Above zero in float32 too, since 0/0 would be NaN where a gradient is zero.
+    epsilon: float = Field(default=1e-8, ge=1e-30)
+    #: rmsprop: decay of the mean squared gradient.
+    rho: float = Field(default=0.99, ge=0, lt=1)
+    #: adagrad, yogi: the accumulated squared gradient before the first update.
+    initial_accumulator: float = Field(default=0.0, ge=0)
+    #: ftrl: weights of |θ| and θ²/2, and the β that holds the first rates down.
+    l1: float = Field(default=0.0, ge=0)
+    l2: float = Field(default=0.0, ge=0)
+    beta: float = Field(default=1.0, ge=1e-30)
+    #: lars: the share of a tensor's norm that a step with learning rate 1 moves it by.
+    trust_coefficient: float = Field(default=0.001, gt=0)
+    #: Bound on the norm of the whole gradient; 0 is no bound.
     clip_norm: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "step", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
@@ -87,10 +118,25 @@ class OptimizerSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        taken = OPTIMIZER_OPTIONS[self.name]
+        for option in sorted({option for options in OPTIMIZER_OPTIONS.values() for option in options}):
+            value = getattr(self, option)
+            if option not in taken and value != type(self).model_fields[option].default:
+                raise ValueError(f"{option} = {value} has no meaning for {self.name}, which takes {', '.join(taken)}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum above 0")
         if self.schedule == "step" and self.decay_steps == 0:
             raise ValueError("schedule = 'step' needs decay_steps of 1 or more: the steps between two decays")
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate = {self.final_learning_rate} is above"
+                f" learning_rate = {self.learning_rate}: a schedule only falls"
+            )
+        if self.name == "ftrl" and (self.schedule != "constant" or self.warmup_steps):
+            raise ValueError(
+                f"schedule = {self.schedule!r} with warmup_steps = {self.warmup_steps} has no meaning for"
+                " ftrl: its state holds terms of all steps at one learning rate; use 'constant' and 0"
+            )
         return self
 
 

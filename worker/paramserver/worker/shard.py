@@ -118,7 +118,7 @@ def _test_label(job: Job) -> str:
     label = job.data.label
     if label.endswith(".npy") and job.data.test.endswith(".npy"):
         raise DataError(
-            f"data.label = {label!r} holds the labels of the training rows; data.test = {job.data.test!r} has "
+            f"data.label = {label!r} labels the training rows; data.test = {job.data.test!r} has "
             "none: keep it as .npz with x and y, or as .npy with the label as its last column"
         )
     return "" if label.endswith(".npy") or "idx1" in label else label

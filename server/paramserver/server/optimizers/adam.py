@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.server.optimizers.optimizer import Array, Optimizer, StepInfo, zeros
+from paramserver.server.optimizers.optimizer import Array, Optimizer, StepInfo, add_decay, filled
 
 
 class MomentState(NamedTuple):
@@ -22,7 +22,7 @@ class MomentState(NamedTuple):
 
 def init_moments(size: int, dtype: npt.DTypeLike) -> MomentState:
     """Return zero moments for `size` parameters."""
-    return MomentState(zeros(size, dtype), zeros(size, dtype))
+    return MomentState(filled(size, dtype), filled(size, dtype))
 
 
 def moving_average(old: Array, value: Array, beta: float, new: Array) -> None:
@@ -41,8 +41,8 @@ class BiasCorrection(NamedTuple):
 
 def bias_correction(step: StepInfo, beta1: float, beta2: float, epsilon: float) -> BiasCorrection:
     """Move the corrections of m and v out of the arrays into two scalars (Kingma & Ba, end of section 2)."""
-    root = math.sqrt(1.0 - beta2**step.count)
-    return BiasCorrection(step.learning_rate * root / (1.0 - beta1**step.count), epsilon * root)
+    root = math.sqrt(1.0 - beta2**step.number)
+    return BiasCorrection(step.learning_rate * root / (1.0 - beta1**step.number), epsilon * root)
 
 
 def adam(
@@ -63,8 +63,8 @@ def adam(
     Source: Kingma & Ba, "Adam", 2015, algorithm 1; Loshchilov & Hutter, "Decoupled Weight Decay
     Regularization", 2019, algorithm 2, with η in front of the decay as in torch.optim.AdamW.
 
-    Warning: v forgets rare large gradients, so that Adam can fail to converge even on convex problems (Reddi
-    et al., 2018).
+    Warning: v forgets rare large gradients, so that Adam can fail to converge even on convex problems
+    (Reddi et al., 2018).
     """
 
     def update(
@@ -77,9 +77,8 @@ def adam(
         scratch: Array,
     ) -> None:
         work = scratch[0, : theta.size]
-        if weight_decay and not decoupled:
-            np.multiply(theta, weight_decay, out=work)
-            np.add(gradient, work, out=gradient)
+        if not decoupled:
+            add_decay(theta, gradient, weight_decay, work)
         np.multiply(gradient, gradient, out=work)
         moving_average(state.square, work, beta2, new_state.square)
         moving_average(state.mean, gradient, beta1, new_state.mean)

@@ -32,7 +32,8 @@ def block_squares(values: Array) -> Squares:
         for index in range(sums.size):
             block = values[index * NORM_BLOCK : (index + 1) * NORM_BLOCK]
             squares = work[: block.size]
-            np.multiply(block, block, out=squares, dtype=np.float64)
+            np.copyto(squares, block)
+            np.multiply(squares, squares, out=squares)
             sums[index] = np.add.reduce(squares)
     return sums
 

@@ -25,7 +25,7 @@ class StepInfo(NamedTuple):
     """What an update must know besides arrays."""
 
     #: The number of this update, from 1: the t of Adam's bias correction.
-    count: int
+    number: int
     #: A Python float: a numpy float64 would turn float32 arithmetic into float64.
     learning_rate: float
 
@@ -33,9 +33,9 @@ class StepInfo(NamedTuple):
 class Update(Protocol):
     """Write the updated block of θ and of the state.
 
-    `new_theta` is `theta` itself (in place) or does not overlap it (double buffer), and likewise `new_state`
-    and `state`. `gradient` holds the mean or sum already scaled, and is overwritten. `scratch` has shape
-    `(Optimizer.scratch_rows, at least len(theta))`; what it holds before and after means nothing.
+    `new_theta` is `theta` itself (in place) or does not overlap it (double buffer), and likewise
+    `new_state` and `state`. `gradient` holds the mean or sum already scaled, and is overwritten. `scratch`
+    has shape `(Optimizer.scratch_rows, at least len(theta))`; what it holds before and after means nothing.
     """
 
     def __call__(
@@ -50,16 +50,43 @@ class Update(Protocol):
     ) -> None: ...
 
 
+class Direction(Protocol):
+    """Write a raw step over `gradient`, and the part of the state that it needs to `new_state`."""
+
+    def __call__(
+        self,
+        theta: Array,
+        gradient: Array,
+        state: State,
+        step: StepInfo,
+        new_state: State,
+        scratch: Array,
+    ) -> None: ...
+
+
+class Layerwise(NamedTuple):
+    """The phase before `update` of an optimizer whose rate depends on norms of whole tensors.
+
+    First `direction` runs over all blocks. Then, for each tensor, `ratio(‖θ‖, ‖direction‖)` scales the
+    learning rate with which `update` is given the direction in place of the gradient.
+    """
+
+    direction: Direction
+    ratio: Callable[[float, float], float]
+
+
 class Optimizer(NamedTuple):
-    """An `(init, update)` pair.
+    """An `(init, update)` pair, with a phase before `update` where tensors are scaled as wholes.
 
     `init(size, dtype)` returns the state before the first update, with arrays of length `size`.
     """
 
     init: Callable[[int, npt.DTypeLike], State]
     update: Update
-    #: How many rows of scratch `update` needs.
-    scratch_rows: int = 0
+    #: How many rows of scratch `update` and `direction` need.
+    scratch_rows: int
+    #: None: elementwise, so a block can be updated before the rest of the gradient is there.
+    layerwise: Layerwise | None = None
 
 
 class NoState(NamedTuple):
@@ -71,6 +98,13 @@ def slice_state(state: S, start: int, stop: int) -> S:
     return type(state)(*(array[start:stop] for array in state))
 
 
-def zeros(size: int, dtype: npt.DTypeLike) -> Array:
-    """Return zeros whose pages are touched now, so that the first round is as fast as the others."""
-    return np.full(size, 0, dtype)
+def filled(size: int, dtype: npt.DTypeLike, value: float = 0.0) -> Array:
+    """Return a vector whose pages are touched now, unlike those of `np.zeros`, to spare the first update."""
+    return np.full(size, value, dtype)
+
+
+def add_decay(theta: Array, gradient: Array, weight_decay: float, work: Array) -> None:
+    """Add the gradient of `weight_decay·‖θ‖²/2` to `gradient`: decay that is coupled with it."""
+    if weight_decay:
+        np.multiply(theta, weight_decay, out=work)
+        np.add(gradient, work, out=gradient)

@@ -7,22 +7,22 @@ import math
 from paramserver.wire.job import OptimizerSection
 
 
-def learning_rate(section: OptimizerSection, count: int, total_steps: int) -> float:
-    """Return the learning rate of update `count`, which counts from 1.
+def learning_rate(section: OptimizerSection, number: int, total_steps: int) -> float:
+    """Return the learning rate of update `number`, which counts from 1.
 
-    Warm-up rises linearly, `learning_rate·count/warmup_steps`, and reaches the full rate at update
+    Warm-up rises linearly, `learning_rate·number/warmup_steps`, and reaches the full rate at update
     `warmup_steps`. The schedule starts there, or at update 1, and ends at update `total_steps`: `step`
-    multiplies the rate by `decay_rate` after every `decay_steps` updates; `cosine` falls along half a cosine to
-    `final_learning_rate` and stays there.
+    multiplies the rate by `decay_rate` after every `decay_steps` updates; `cosine` falls along half a
+    cosine to `final_learning_rate` and stays there.
 
     Source: Loshchilov & Hutter, "SGDR", 2017, equation 5 without restarts; Goyal et al., "Accurate, Large
     Minibatch SGD", 2017, section 2.2 for the warm-up.
     """
     peak = section.learning_rate
-    if count < section.warmup_steps:
-        return peak * count / section.warmup_steps
+    if number < section.warmup_steps:
+        return peak * number / section.warmup_steps
     start = max(section.warmup_steps, 1)
-    elapsed, length = count - start, total_steps - start
+    elapsed, length = number - start, total_steps - start
     if elapsed == 0 or section.schedule == "constant":
         return peak
     if section.schedule == "step":

@@ -7,7 +7,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.server.optimizers.optimizer import Array, NoState, Optimizer, State, StepInfo, zeros
+from paramserver.server.optimizers.optimizer import (
+    Array,
+    NoState,
+    Optimizer,
+    State,
+    StepInfo,
+    add_decay,
+    filled,
+)
 
 
 class MomentumState(NamedTuple):
@@ -31,12 +39,6 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     the form that torch.optim.SGD uses (dampening 0).
     """
 
-    def decay(theta: Array, gradient: Array, scratch: Array) -> None:
-        if weight_decay:
-            work = scratch[0, : theta.size]
-            np.multiply(theta, weight_decay, out=work)
-            np.add(gradient, work, out=gradient)
-
     def update(
         theta: Array,
         gradient: Array,
@@ -46,7 +48,7 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
         new_state: NoState,  # noqa: ARG001
         scratch: Array,
     ) -> None:
-        decay(theta, gradient, scratch)
+        add_decay(theta, gradient, weight_decay, scratch[0, : theta.size])
         np.multiply(gradient, step.learning_rate, out=gradient)
         np.subtract(theta, gradient, out=new_theta)
 
@@ -59,7 +61,7 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
         new_state: MomentumState,
         scratch: Array,
     ) -> None:
-        decay(theta, gradient, scratch)
+        add_decay(theta, gradient, weight_decay, scratch[0, : theta.size])
         velocity = new_state.velocity
         np.multiply(state.velocity, momentum, out=velocity)
         np.add(velocity, gradient, out=velocity)
@@ -73,6 +75,6 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
         np.subtract(theta, gradient, out=new_theta)
 
     def init(size: int, dtype: npt.DTypeLike) -> State:
-        return MomentumState(zeros(size, dtype)) if momentum else NoState()
+        return MomentumState(filled(size, dtype)) if momentum else NoState()
 
     return Optimizer(init, update_with_momentum if momentum else update, scratch_rows=1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from paramserver.wire.errors import DataError, ParamserverError
 from paramserver.worker.batches import Features
 from paramserver.worker.data.source import ArraySource, Source, checked
+from paramserver.worker.data.sparse import as_csr
 from paramserver.worker.objects import load_object
 
 
@@ -27,7 +28,7 @@ def open_function(name: str, base: Path | None) -> Source:
     """
     function = load_object(name, base, DataError)
     if not callable(function):
-        raise DataError(f"{name!r} is a {type(function).__name__}; a function is expected")
+        raise DataError(f"{name!r} is of type {type(function).__name__}; a function is expected")
     if {"start", "stop"} <= set(inspect.signature(function).parameters):
         return RangeSource(name, function)
     return ArraySource(name, *_call(name, function))
@@ -64,5 +65,8 @@ def _call(name: str, function: Callable[..., Any], **rows: int) -> tuple[Feature
     if not isinstance(result, tuple) or len(result) != 2:
         raise DataError(f"{name!r} returned {type(result).__name__}; a pair (x, y) is expected")
     x, y = result
-    # Sparse matrices of any format become csr; asarray would wrap them as one object.
-    return x.tocsr() if hasattr(x, "tocsr") else np.asarray(x), np.asarray(y)
+    try:
+        # numpy would wrap a sparse matrix as one object.
+        return as_csr(x) if hasattr(x, "tocsr") else np.asarray(x), np.asarray(y)
+    except ValueError as error:
+        raise DataError(f"{name!r} returned no arrays: {error}") from None

@@ -66,9 +66,7 @@ class IdxFile:
         with self._open() as file:
             zeros, code, axes = struct.unpack(">HBB", self._take(file, 4))
             if zeros or code not in DTYPES or not axes:
-                raise DataError(
-                    f"{path}: not an idx file: it does not begin with two zeros, a type and a rank"
-                )
+                raise DataError(f"{path}: not an idx file: it does not begin with two zeros, a type and a rank")
             self.shape = struct.unpack(f">{axes}I", self._take(file, 4 * axes))
         self._dtype = np.dtype(DTYPES[code])
         self._offset = 4 + 4 * axes

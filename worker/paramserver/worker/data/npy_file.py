@@ -62,7 +62,7 @@ def open_npz(path: Path, label: str) -> ArraySource:
 def _load(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path}: not a .npy file that can be read: {error}") from None
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: an archive of several arrays; name it .npz")
@@ -75,9 +75,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ND
         if member.compress_type != zipfile.ZIP_STORED or version not in ((1, 0), (2, 0)):
             content.seek(0)
             return np.asarray(npy_format.read_array(content, allow_pickle=False))
-        read_header = (
-            npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        )
+        read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, fortran, dtype = read_header(content)
         start = content.tell()
     if dtype.hasobject:

@@ -36,9 +36,7 @@ class ParquetSource:
         metadata, schema = self._file.metadata, self._file.schema_arrow
         for field in schema:
             kinds = pyarrow.types
-            if not any(
-                known(field.type) for known in (kinds.is_integer, kinds.is_floating, kinds.is_boolean)
-            ):
+            if not any(known(field.type) for known in (kinds.is_integer, kinds.is_floating, kinds.is_boolean)):
                 raise DataError(f"{path}: column {field.name!r} is {field.type}; numbers are expected")
         self._label = label_column(str(path), label, len(schema.names), schema.names)
         self.rows, self.features = metadata.num_rows, len(schema.names) - 1
@@ -52,13 +50,11 @@ class ParquetSource:
         """Read the row groups that hold these rows."""
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         last = int(np.searchsorted(self._starts, stop, side="left"))
-        table = self._file.read_row_groups(range(first, last)).slice(
-            start - int(self._starts[first]), stop - start
-        )
+        table = self._file.read_row_groups(range(first, last)).slice(start - int(self._starts[first]), stop - start)
         for name, column in zip(table.column_names, table.columns, strict=True):
             if column.null_count:
                 raise DataError(
-                    f"{self._path}: {column.null_count} empty cells in column {name!r}, rows {start} to {stop - 1}"
+                    f"{self._path}: {column.null_count} empty cells in {name!r}, rows {start} to {stop - 1}"
                 )
         columns = [column.to_numpy().astype(np.float64) for column in table.columns]
         y = columns.pop(self._label)

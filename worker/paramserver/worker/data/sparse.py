@@ -16,13 +16,16 @@ def csr(values: NDArray[Any], indices: NDArray[Any], starts: NDArray[Any], featu
     Raises:
         DataError: if scipy is missing.
     """
-    try:
-        from scipy.sparse import csr_array
-    except ImportError:
-        raise DataError(
-            "sparse data needs scipy, which is missing: pip install 'paramserver[sparse]'"
-        ) from None
-    return csr_array((values, indices, starts), shape=(len(starts) - 1, features))
+    return _csr_array()((values, indices, starts), shape=(len(starts) - 1, features))
+
+
+def as_csr(x: Any) -> Features:
+    """Return a scipy matrix or array of any sparse format as a csr array without duplicate entries."""
+    converted = _csr_array()(x)
+    if not converted.has_canonical_format:
+        converted = converted.copy()
+        converted.sum_duplicates()
+    return converted
 
 
 def with_features(x: Features, features: int) -> Features:
@@ -30,3 +33,11 @@ def with_features(x: Features, features: int) -> Features:
     if x.shape[1] > features:
         return x[:, :features]
     return type(x)((x.data, x.indices, x.indptr), shape=(x.shape[0], features))
+
+
+def _csr_array() -> Any:
+    try:
+        from scipy.sparse import csr_array
+    except ImportError:
+        raise DataError("sparse data needs scipy, which is missing: pip install 'paramserver[sparse]'") from None
+    return csr_array

@@ -51,7 +51,8 @@ class SvmlightSource:
         pairs = np.array([row.count(b":") for row in rows], dtype=np.int64)
         starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(pairs)])
         # Every row is a label and pairs, so that in the flat list of all numbers the places are known.
-        numbers = np.array(b" ".join(rows).replace(b":", b" ").split(), dtype=np.bytes_).astype(np.float64)
+        words = b" ".join(rows).replace(b":", b" ").split()
+        numbers = np.fromiter(map(float, words), np.float64, len(words))
         label_places = 2 * starts[:-1] + np.arange(len(rows))
         y = numbers[label_places]
         flat = np.delete(numbers, label_places)
@@ -81,9 +82,7 @@ class SvmlightSource:
         if falls.size:
             row = int(np.searchsorted(starts, falls[0], side="right")) - 1
             before, after = indices[falls[0] - 1 : falls[0] + 1] + self._base
-            raise DataError(
-                f"{self._lines.place(start + row)}: index {after} follows {before}; they must ascend"
-            )
+            raise DataError(f"{self._lines.place(start + row)}: index {after} follows {before}; they must ascend")
         for array, places in ((y, np.arange(len(y) + 1)), (values, starts)):
             infinite = np.flatnonzero(~np.isfinite(array))
             if infinite.size:

@@ -39,7 +39,7 @@ def load_task(use: str, options: dict[str, Any], base: Path | None = None) -> Ta
     found = load_object(use, base, TaskError)
     if inspect.isclass(found) or not hasattr(found, "loss_and_grad"):
         if not callable(found):
-            raise TaskError(f"{use!r} is a {type(found).__name__}; a class, a function or a task is expected")
+            raise TaskError(f"{use!r} is of type {type(found).__name__}; a class, a function or a task is expected")
         found = _build(use, found, options)
     elif options:
         raise TaskError(f"{use!r} is a finished object and takes no options; found: {', '.join(options)}")

@@ -40,9 +40,7 @@ class Mlp:
     def __post_init__(self) -> None:
         check_l2(self.l2)
         if not isinstance(self.hidden, list | tuple):
-            raise TaskError(
-                f"option 'hidden' is {self.hidden!r}; a list of layer sizes is expected, such as [256]"
-            )
+            raise TaskError(f"option 'hidden' is {self.hidden!r}; a list of layer sizes is expected, such as [256]")
         for size in self.hidden:
             check_count("hidden", size, least=1)
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -55,9 +53,7 @@ class Mlp:
             TaskError: if classes are asked for and the labels are no class numbers.
         """
         if self.output == "classes" and not batch.classes:
-            raise TaskError(
-                f"mlp with output = 'classes' needs labels 0, 1, 2, …; found {describe_classes(batch)}"
-            )
+            raise TaskError(f"mlp with output = 'classes' needs labels 0, 1, 2, …; found {describe_classes(batch)}")
         sizes = [batch.x.shape[1], *self.hidden, batch.classes if self._classifies(batch) else 1]
         params: Params = {}
         for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -108,11 +104,7 @@ class Mlp:
             value = np.asarray(values[-1] @ params[f"w{layer}"])
             value += params[f"b{layer}"]
             if layer < len(self.hidden):
-                value = (
-                    np.maximum(value, 0, out=value)
-                    if self.activation == "relu"
-                    else np.tanh(value, out=value)
-                )
+                value = np.maximum(value, 0, out=value) if self.activation == "relu" else np.tanh(value, out=value)
             values.append(value)
         return values
 

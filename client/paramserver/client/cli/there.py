@@ -1,0 +1,107 @@
+"""Commands for a server that runs already: status, watch, evaluate, export, stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paramserver.client.cli.output import print_json, print_metrics, print_status
+from paramserver.client.cli.progress import shown
+from paramserver.client.cli.summary import summary
+from paramserver.client.connection.client import Client
+from paramserver.wire.errors import JobFailed
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+Server = Annotated[str, typer.Option(metavar="ADDR", help="host:port or unix:PATH.")]
+Timeout = Annotated[float, typer.Option(metavar="S", help="Seconds to wait for a server that does not answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+_SERVER = "127.0.0.1:50051"
+_TIMEOUT_S = 10.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (status, watch, evaluate, export, stop):
+        app.command()(command)
+
+
+def status(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:
+    """Show the state of a server, its job and its workers."""
+    with Client(server, timeout) as client:
+        reply = client.status()
+    if as_json:
+        print_json(summary(reply))
+    else:
+        print_status(reply)
+
+
+def watch(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:
+    """Follow the job until it has ended; the exit status tells how."""
+    last = pb.StatusReply()
+    with Client(server, timeout) as client, shown() as progress:
+        for update in client.watch():
+            progress(update)
+            last = update.status
+    if as_json:
+        print_json(summary(last))
+    else:
+        print_status(last)
+    if last.state != "done":
+        raise JobFailed(f"the job was {last.state}: {last.reason}" if last.state == "stopped" else last.reason)
+
+
+def evaluate(
+    server: Server = _SERVER,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where relative paths of the job start. [default: here]")
+    ] = None,
+    timeout: Timeout = _TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Score the current parameters on the job's test data."""
+    with Client(server, timeout) as client:
+        metrics = client.evaluate(base)
+    if as_json:
+        print_json({"metrics": metrics})
+    else:
+        print_metrics(metrics)
+
+
+def export(
+    out: Annotated[Path, typer.Option(metavar="PATH", help="theta.npz or theta.safetensors.")],
+    server: Server = _SERVER,
+    timeout: Timeout = _TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Write the current parameters to a file."""
+    from paramserver.client.files import check_format, write_theta
+    from paramserver.client.fingerprint import theta_sha256
+
+    check_format(out)
+    with Client(server, timeout) as client:
+        theta, version = client.pull()
+    write_theta(out, theta)
+    found = {
+        "out": str(out),
+        "version": version,
+        "parameters": sum(values.size for values in theta.values()),
+        "theta_sha256": theta_sha256(theta),
+    }
+    if as_json:
+        print_json(found)
+    else:
+        print(f"{out}: version {version}, {found['parameters']} parameters in {len(theta)} tensors")
+        print(f"θ sha256 {found['theta_sha256']}")
+
+
+def stop(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:
+    """End the running job; its parameters stay readable."""
+    with Client(server, timeout) as client:
+        version = client.stop("stopped from the command line")
+    if as_json:
+        print_json({"version": version})
+    else:
+        print(f"stopped; the parameters have version {version}")

@@ -1,0 +1,197 @@
+"""The client of a running server."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import grpc
+import numpy as np
+
+from paramserver.client.connection.address import check_address
+from paramserver.client.connection.calls import CHANNEL_OPTIONS, Patience, persist, replies
+from paramserver.client.evaluate import evaluate, open_test
+from paramserver.wire.errors import JobFailed, NotReady, ProtocolError, RequestError
+from paramserver.wire.job import Job
+from paramserver.wire.layout import Array, Layout, read_values
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.wire.v1.paramserver_pb2_grpc import ControlStub
+
+#: States that a job does not leave.
+ENDED = frozenset({"done", "failed", "stopped"})
+
+
+class Point(NamedTuple):
+    """The job when every shard had made `step` steps.
+
+    `version` counts updates of θ, `seconds` run since training began, `loss` is the sample-weighted mean over the
+    shards, `samples` counts the examples of all applied contributions.
+    """
+
+    step: int
+    version: int
+    seconds: float
+    loss: float
+    samples: int
+
+
+class Update(NamedTuple):
+    """What a watcher learns at once: the status, and the points of the history that are new."""
+
+    status: pb.StatusReply
+    points: list[Point]
+
+
+class Client:
+    """A connection to the server at `address`, which is `host:port` or `unix:PATH`.
+
+    Every call waits at most `timeout_s` seconds for a server that does not answer, and outlasts one that goes away
+    and comes back within that time. To be closed, or used as a context manager.
+
+    Raises:
+        RequestError: if the address is malformed.
+        Unreachable: from every call, if no server answers in time.
+    """
+
+    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+        self.address = check_address(address)
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._control: Any = ControlStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way end."""
+        self._channel.close()
+
+    def submit(self, job: Job, job_id: str | None = None) -> str:
+        """Start a job and return its id; submitting twice under one id starts it once.
+
+        Raises:
+            RequestError: if the server does not take the job.
+            Busy: if it runs another one.
+        """
+        request = pb.SubmitRequest(job_id=job_id or uuid.uuid4().hex[:12], job_json=job.to_json())
+        return str(self._call(self._control.Submit, request).job_id)
+
+    def status(self) -> pb.StatusReply:
+        """Return the state of the server and its job, which is empty (no `job_id`) before the first."""
+        reply: pb.StatusReply = self._call(self._control.Status, pb.StatusRequest())
+        return reply
+
+    def watch(self, check: Callable[[], None] | None = None) -> Iterator[Update]:
+        """Yield the progress of the current job until it has ended; the last update tells how. Once the job has ended,
+        further updates may come that bring the rest of a long history.
+
+        Every point of the history comes once, in order, also when the server goes away and comes back.
+
+        Args:
+            check: called after every update and whenever the server does not answer; raises to end the watch.
+
+        Raises:
+            NotReady: if no job was submitted.
+            JobFailed: if the server came back without the job.
+        """
+        patience = Patience(self.address, self._timeout_s, check)
+        job_id, step = "", 0
+        while True:
+            ended = False
+            try:
+                call = self._control.Watch(pb.WatchRequest(after_step=step))
+                for reply in replies(call, patience.left_s if not job_id else self._timeout_s):
+                    patience.reset()
+                    job_id = job_id or reply.status.job_id
+                    if reply.status.job_id != job_id:
+                        raise JobFailed(f"the server at {self.address} came back without job {job_id}")
+                    points = [_point(point) for point in reply.points if point.step > step]
+                    step = points[-1].step if points else step
+                    ended = reply.status.state in ENDED
+                    yield Update(reply.status, points)
+                    if check is not None and not ended:
+                        check()
+                if ended:
+                    return
+                patience.rest()
+            except grpc.RpcError as failure:
+                try:
+                    patience.endure(failure)
+                except NotReady:
+                    if not job_id:
+                        raise
+                    raise JobFailed(f"the server at {self.address} came back without job {job_id}") from None
+
+    def pull(self) -> tuple[dict[str, Array], int]:
+        """Return the parameters by name, and their version.
+
+        Raises:
+            NotReady: if they are not initialised yet.
+            ProtocolError: if what comes is not whole.
+        """
+        patience = Patience(self.address, self._timeout_s)
+        return persist(lambda _: self._pull_once(patience), patience)
+
+    def evaluate(self, base: str | Path | None = None) -> dict[str, float]:
+        """Return the metrics of the current parameters on the job's test data, each named `test_…`.
+
+        Args:
+            base: where relative paths of the job start; the working directory if left out.
+
+        Raises:
+            RequestError: if the job names no test data, or the data or the task is not found here.
+            NotReady: if there are no parameters yet.
+        """
+        status = self.status()
+        if not status.job_id:
+            raise NotReady(f"the server at {self.address} has no job")
+        job = Job.from_json(status.job_json)
+        if not job.data.test:
+            raise RequestError("the job names no test data: 'data.test' is empty")
+        theta, _ = self.pull()
+        root = Path(base or ".").resolve()
+        return evaluate(job, theta, open_test(job, self.status(), root), root)
+
+    def stop(self, reason: str = "stopped by a client") -> int:
+        """End the running job and return the version of its parameters, which stay readable.
+
+        Raises:
+            NotReady: if no job is running.
+        """
+        return int(self._call(self._control.Stop, pb.StopRequest(reason=reason)).version)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        return persist(
+            lambda left_s: method(request, timeout=left_s),
+            Patience(self.address, self._timeout_s),
+        )
+
+    def _pull_once(self, patience: Patience) -> tuple[dict[str, Array], int]:
+        layout, version, flat, filled = None, 0, np.empty(0), 0
+        for reply in replies(self._control.Pull(pb.PullRequest()), patience.left_s):
+            patience.reset()
+            if layout is None:
+                if reply.dtype not in ("float32", "float64"):
+                    raise ProtocolError(f"parameters have dtype {reply.dtype!r}, allowed are float32 and float64")
+                layout, version = Layout.from_proto(reply.layout.tensors, reply.dtype), reply.version
+                flat = np.empty(layout.size, layout.dtype)
+            if reply.offset != filled:
+                raise ProtocolError(f"a chunk of the parameters starts at {reply.offset}, expected {filled}")
+            values = read_values(memoryview(reply.payload), layout.dtype, filled, layout.size)
+            flat[filled : filled + values.size] = values
+            filled += values.size
+        if layout is None or filled != layout.size:
+            raise ProtocolError(f"the parameters end after {filled} of {layout.size if layout else 'unknown'} values")
+        return layout.views(flat), version
+
+
+def _point(point: pb.Point) -> Point:
+    return Point(point.step, point.version, point.seconds, point.loss, point.samples)

@@ -1,0 +1,224 @@
+"""Runs one job from submission to result, on processes of this machine or on a server that runs already."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from paramserver.client.connection.client import Client, Point, Update
+from paramserver.client.evaluate import evaluate, open_test
+from paramserver.client.fingerprint import theta_sha256
+from paramserver.client.launch import LocalCluster, check_workers
+from paramserver.client.rundirectory import RunDirectory
+from paramserver.wire.errors import (
+    Busy,
+    DataError,
+    JobError,
+    JobFailed,
+    NotReady,
+    ParamserverError,
+    RequestError,
+    TaskError,
+    Unreachable,
+)
+from paramserver.wire.job import Job
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.batches import Batch
+from paramserver.worker.tasks import load_task
+
+#: Called with every update of a run.
+Progress = Callable[[Update], None]
+
+#: A worker names the kind of its failure, so that a wrong request is told from a run that went wrong.
+_REQUEST_ERRORS: dict[str, type[RequestError]] = {kind.__name__: kind for kind in (JobError, DataError, TaskError)}
+_KIND = re.compile(rf"\b({'|'.join(_REQUEST_ERRORS)}): ")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to."""
+
+    #: `done`, or `stopped` if somebody ended the job early; in a record also `failed` and `interrupted`.
+    status: str
+    #: One sentence on why the job ended.
+    reason: str
+    #: The parameters by name.
+    theta: dict[str, NDArray[Any]]
+    #: One point for each step that all shards made.
+    history: list[Point]
+    #: The task's metrics on the test data, each named `test_…`; empty if the job names none.
+    metrics: dict[str, float]
+    #: Steps that every shard made.
+    steps: int
+    #: Seconds of training, without start-up and evaluation.
+    seconds: float
+    #: See `paramserver.client.fingerprint`.
+    theta_sha256: str
+    #: The run directory.
+    run: Path
+
+    @property
+    def loss(self) -> float | None:
+        """The training loss at the end; None if not even one step was made."""
+        return self.history[-1].loss if self.history else None
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything but parameters and history, as `result.json` and `paramserver train --json` have it."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "metrics": self.metrics,
+            "theta_sha256": self.theta_sha256,
+            "run": str(self.run),
+        }
+
+
+def train(
+    job: Job,
+    workers: int = 2,
+    servers: int = 1,
+    server: str | None = None,
+    run: str | Path | None = None,
+    base: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Train a job and return what it learnt; nothing that was started is left running.
+
+    Args:
+        job: what to train.
+        workers: worker processes to start on this machine; without effect if `server` is given.
+        servers: server processes to start; 1 for now.
+        server: address of a running server, whose workers then do the job.
+        run: directory for everything about the run, empty or new; by default `runs/<timestamp>-<task>`.
+        base: where relative paths of the job start, for local workers and for the test data; by default the
+            working directory.
+        progress: called with every update.
+
+    Raises:
+        RequestError: if the job, its data or its task are wrong; no run directory is left then.
+        JobFailed: if the job ran and failed; the run directory tells how far it came.
+        Busy: if the running server has another job.
+        Unreachable: if the running server does not answer.
+    """
+    check_workers(workers)
+    if servers != 1:
+        raise RequestError(f"servers is {servers}, allowed is 1")
+    root = Path(base or ".").resolve()
+    if job.data.test or not server:
+        load_task(job.task.use, job.task.options, root)
+    directory = RunDirectory(job, run)
+    training = _Training(job, directory, root)
+    try:
+        if server is not None:
+            with Client(server) as client:
+                return training.on_server(client, progress)
+        with LocalCluster(workers, directory.logs, root) as cluster, Client(cluster.address) as client:
+            return training.run(client, progress, cluster.check)
+    except KeyboardInterrupt:
+        training.record("interrupted", "interrupted by the user")
+        raise
+    except ParamserverError as error:
+        if training.begun or isinstance(error, JobFailed):
+            training.record("failed", str(error))
+        else:
+            directory.discard()
+        raise
+    except BaseException as error:
+        training.record("failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+class _Training:
+    """One job on one server, and its record in the run directory."""
+
+    def __init__(self, job: Job, directory: RunDirectory, base: Path) -> None:
+        self._job = job
+        self._directory = directory
+        self._base = base
+        self._history: list[Point] = []
+        self._test: Batch | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step was made."""
+        return bool(self._history)
+
+    def on_server(self, client: Client, progress: Progress | None) -> Result:
+        """Run on a server that outlives this client: what was submitted must not go on without it."""
+        try:
+            return self.run(client, progress)
+        except (JobFailed, Unreachable, Busy):
+            raise
+        except BaseException as error:
+            # The first error is the one to report, whether or not the server can still be told.
+            with suppress(ParamserverError):
+                client.stop(f"the client gave up: {type(error).__name__} {error}".rstrip())
+            raise
+
+    def run(self, client: Client, progress: Progress | None, check: Callable[[], None] | None = None) -> Result:
+        """Submit the job, follow it to its end and conclude."""
+        client.submit(self._job)
+        status = self._follow(client, progress, check)
+        if status.state == "failed":
+            kind = _KIND.search(status.reason)
+            if kind:
+                raise _REQUEST_ERRORS[kind[1]](status.reason.replace(kind[0], "", 1))
+            raise JobFailed(status.reason)
+        try:
+            theta, _ = client.pull()
+        except NotReady:
+            theta = {}
+        metrics = {}
+        if theta and self._test is not None:
+            metrics = evaluate(self._job, theta, self._test, self._base)
+        result = Result(
+            status=status.state,
+            reason=status.reason,
+            theta=theta,
+            history=self._history,
+            metrics=metrics,
+            steps=min(status.clock, default=0),
+            seconds=status.seconds,
+            theta_sha256=theta_sha256(theta) if theta else "",
+            run=self._directory.path,
+        )
+        self._directory.finish(self._job, self._history, theta, result.summary())
+        return result
+
+    def record(self, status: str, reason: str) -> None:
+        """Write down how far a run came that did not reach its end."""
+        last = self._history[-1] if self._history else Point(0, 0, 0.0, 0.0, 0)
+        result = Result(
+            status=status,
+            reason=reason,
+            theta={},
+            history=self._history,
+            metrics={},
+            steps=last.step,
+            seconds=last.seconds,
+            theta_sha256="",
+            run=self._directory.path,
+        )
+        self._directory.finish(self._job, self._history, {}, result.summary())
+
+    def _follow(self, client: Client, progress: Progress | None, check: Callable[[], None] | None) -> pb.StatusReply:
+        status = pb.StatusReply()
+        for update in client.watch(check):
+            status = update.status
+            self._history += update.points
+            self._directory.append(update.points)
+            if progress is not None:
+                progress(update)
+            # As early as can be: test data that do not fit should not come to light after hours of training.
+            if self._test is None and self._job.data.test and status.HasField("census"):
+                self._test = open_test(self._job, status, self._base)
+        return status

@@ -1,0 +1,164 @@
+"""SGD with momentum and Adam in one pass over memory, compiled by numba (the extra `fast`).
+
+numpy needs a pass over the block for each operation; here every element is read and written once. The
+operations on an element and their order are those of `sgd` and `adam`, in the same dtype, without fastmath:
+the bits are the same.
+
+A kernel works in place, where its vectors provably do not overlap; with separate places for old and new the
+compiler gives up on SIMD. So a double buffer is first copied and then updated in place, while it is in
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paramserver.server.optimizers.adam import MomentState, bias_correction, init_moments
+from paramserver.server.optimizers.optimizer import Array, Optimizer, StepInfo, filled
+from paramserver.server.optimizers.sgd import MomentumState
+
+#: Whether kernels can be compiled here; numba itself is only imported by the first that is.
+AVAILABLE = find_spec("numba") is not None
+
+
+def fused_momentum(momentum: float, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
+    """Return `sgd` with momentum above 0, in one pass; `init` compiles the kernel."""
+    kernel = _momentum_kernel(nesterov, weight_decay != 0)
+
+    def init(size: int, dtype: npt.DTypeLike) -> MomentumState:
+        none = MomentumState(filled(0, dtype))
+        update(none.velocity, none.velocity, none, StepInfo(1, 1.0), none.velocity, none, none.velocity)
+        return MomentumState(filled(size, dtype))
+
+    def update(
+        theta: Array,
+        gradient: Array,
+        state: MomentumState,
+        step: StepInfo,
+        new_theta: Array,
+        new_state: MomentumState,
+        scratch: Array,  # noqa: ARG001 (the protocol's)
+    ) -> None:
+        _place(theta, new_theta)
+        _place(state.velocity, new_state.velocity)
+        scalar = theta.dtype.type
+        kernel(
+            new_theta,
+            gradient,
+            new_state.velocity,
+            scalar(momentum),
+            scalar(weight_decay),
+            scalar(step.learning_rate),
+        )
+
+    return Optimizer(init, update, scratch_rows=0)
+
+
+def fused_adam(
+    beta1: float, beta2: float, epsilon: float, weight_decay: float = 0.0, decoupled: bool = False
+) -> Optimizer:
+    """Return `adam`, in one pass; `init` compiles the kernel."""
+    kernel = _adam_kernel(weight_decay != 0 and not decoupled, weight_decay != 0 and decoupled)
+
+    def init(size: int, dtype: npt.DTypeLike) -> MomentState:
+        none = init_moments(0, dtype)
+        update(none.mean, none.mean, none, StepInfo(1, 1.0), none.mean, none, none.mean)
+        return init_moments(size, dtype)
+
+    def update(
+        theta: Array,
+        gradient: Array,
+        state: MomentState,
+        step: StepInfo,
+        new_theta: Array,
+        new_state: MomentState,
+        scratch: Array,  # noqa: ARG001 (the protocol's)
+    ) -> None:
+        _place(theta, new_theta)
+        _place(state.mean, new_state.mean)
+        _place(state.square, new_state.square)
+        scalar = theta.dtype.type
+        corrected = bias_correction(step, beta1, beta2, epsilon)
+        kernel(
+            new_theta,
+            gradient,
+            new_state.mean,
+            new_state.square,
+            scalar(beta1),
+            scalar(1.0 - beta1),
+            scalar(beta2),
+            scalar(1.0 - beta2),
+            scalar(corrected.epsilon),
+            scalar(corrected.rate),
+            scalar(1.0 - step.learning_rate * weight_decay if decoupled else weight_decay),
+        )
+
+    return Optimizer(init, update, scratch_rows=0)
+
+
+def _place(old: Array, new: Array) -> None:
+    """Bring the old values to where the kernel updates them."""
+    if not np.may_share_memory(old, new):
+        np.copyto(new, old)
+
+
+def _compile(function: Callable[..., None]) -> Callable[..., None]:
+    import numba  # an extra, and slow to import
+
+    # With Python's error model, a check for division by zero in the loop would keep it from using SIMD.
+    compiled: Callable[..., None] = numba.njit(nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+@lru_cache
+def _momentum_kernel(nesterov: bool, decay: bool) -> Callable[..., None]:
+    def kernel(theta: Array, gradient: Array, velocity: Array, momentum: Any, weight_decay: Any, rate: Any) -> None:
+        for i in range(theta.size):
+            g = gradient[i]
+            if decay:
+                g = g + theta[i] * weight_decay
+            v = velocity[i] * momentum + g
+            velocity[i] = v
+            if nesterov:
+                theta[i] = theta[i] - (g + v * momentum) * rate
+            else:
+                theta[i] = theta[i] - v * rate
+
+    return _compile(kernel)
+
+
+@lru_cache
+def _adam_kernel(coupled: bool, decoupled: bool) -> Callable[..., None]:
+    def kernel(
+        theta: Array,
+        gradient: Array,
+        mean: Array,
+        square: Array,
+        beta1: Any,
+        rest1: Any,
+        beta2: Any,
+        rest2: Any,
+        epsilon: Any,
+        rate: Any,
+        decay: Any,
+    ) -> None:
+        for i in range(theta.size):
+            w = theta[i]
+            g = gradient[i]
+            if coupled:
+                g = g + w * decay
+            v = square[i] * beta2 + g * g * rest2
+            m = mean[i] * beta1 + g * rest1
+            square[i] = v
+            mean[i] = m
+            if decoupled:
+                w = w * decay
+            theta[i] = w - m / (np.sqrt(v) + epsilon) * rate
+
+    return _compile(kernel)
