@@ -13,7 +13,7 @@ from pathlib import Path
 
 from paramserver.wire.errors import ParamserverError, Unreachable
 from paramserver.wire.memory import keep_freed_memory
-from paramserver.worker.process import exit_now, work
+from paramserver.worker.process import exit_now, work_until_signalled
 from paramserver.worker.trainer import Identity, Trainer
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer = Trainer(Identity(arguments.name, accepts, pinned), arguments.base)
     keep_freed_memory()
     try:
-        asyncio.run(work(arguments.server, trainer, arguments.connect_timeout))
+        asyncio.run(work_until_signalled(arguments.server, trainer, arguments.connect_timeout))
     except Unreachable as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

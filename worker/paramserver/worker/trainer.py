@@ -22,7 +22,7 @@ import numpy as np
 
 from paramserver.wire.errors import ParamserverError, ProtocolError
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array, Layout, is_finite, read_values
+from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
@@ -90,12 +90,20 @@ Compute = Callable[[Learner, dict[str, Array], int, int], Awaitable[Gradient]]
 class Trainer:
     """Works for one server, over any number of streams and jobs.
 
-    `compute` replaces the task's own gradient, for a worker with a loop of its own.
+    `compute` replaces the task's own gradient, for a worker with a loop of its own; `on_end` is called whenever a job
+    has ended.
     """
 
-    def __init__(self, identity: Identity, base: Path | None = None, compute: Compute | None = None) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        base: Path | None = None,
+        compute: Compute | None = None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self._identity = identity
         self._base = base
+        self._on_end = on_end
         self._compute = compute or self._compute_by_task
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
         self._job_id = ""
@@ -155,6 +163,7 @@ class Trainer:
                 self._learner = self._replica = None
                 self._job_id = ""
                 self._working.clear()
+                self._on_end()
             case other:
                 raise ProtocolError(f"the server sent {other or 'an empty message'}, which this worker does not know")
 
@@ -200,7 +209,7 @@ class Trainer:
             await self._carry_out(stream, work)
         except ParamserverError as error:
             log.error("%s", error)
-            await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=str(error))))
+            await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
 
     async def _carry_out(self, stream: Stream, work: pb.Work) -> None:
         for position, assignment in enumerate(work.assignments, start=1):
@@ -247,8 +256,6 @@ class Trainer:
         gradient = await self._compute(self._current_learner, replica.views, assignment.shard, assignment.step)
         flat = self._buffer
         replica.layout.pack(gradient.arrays, flat, scale=gradient.samples)
-        if not is_finite(flat):
-            raise ParamserverError(f"shard {assignment.shard}, step {assignment.step}: the summed gradient overflows")
         push = pb.Push(
             shard=assignment.shard,
             epoch=assignment.epoch,
