@@ -140,6 +140,9 @@ class Control:
     def status(self) -> pb.StatusReply:
         return self.stub.Status(pb.StatusRequest(), timeout=DEADLINE_S)
 
+    def running(self) -> bool:
+        return self.status().state in ("survey", "initialise", "train")
+
     def joined(self, *names: str) -> None:
         until(lambda: set(names) <= {w.name for w in self.status().workers}, f"{names} to join")
 
@@ -152,7 +155,7 @@ class Control:
 
         def holds() -> pb.StatusReply | None:
             status = self.status()
-            assert status.state in ("survey", "initialise", "train"), f"{status.state}: {status.reason}"
+            assert self.running() or condition(status), f"{status.state}: {status.reason}"
             return status if condition(status) else None
 
         found: pb.StatusReply = until(holds, "a status")

@@ -185,6 +185,9 @@ class EngineMachine(RuleBasedStateMachine):
                 assert reason
                 if code is Code.INVALID:
                     model.invalid[worker] += 1
+                    if model.invalid[worker] >= MAX_BAD_PUSHES and not model.over:
+                        model.failed.add(worker)
+                        model.asked.discard(worker)
             case ev.Revoke(worker, shard, epoch, reason):
                 assert reason
                 model.revoked.add((shard, epoch))
@@ -387,9 +390,6 @@ class EngineMachine(RuleBasedStateMachine):
         ticket = model.open.get(shard)
         if ticket is not None and ticket.worker == worker:
             self.forget(ticket)
-        if model.invalid[worker] + 1 >= MAX_BAD_PUSHES:
-            model.failed.add(worker)
-            model.asked.discard(worker)
         effects = self.feed(ev.Misbehaved(worker, shard, 0, "its bytes lie"))
         assert any(isinstance(e, ev.Refuse) and e.code is Code.INVALID for e in effects)
         assert any(isinstance(e, ev.End) for e in effects) == (worker in model.failed and not model.usable())

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from paramserver.server import events as ev
 from paramserver.server.events import Assignment, Code, Contribution, Effect, Kind
 from paramserver.server.policies import make_policy
-from paramserver.wire.job import Job
+from paramserver.wire.job import MAX_STEPS, Job
 
 #: After this many bad pushes a worker gets no more work for the job.
 MAX_BAD_PUSHES = 3
@@ -495,4 +495,4 @@ def _total_steps(job: Job, rows: list[int]) -> int:
         return job.train.steps
     batch = job.data.batch_size
     per_epoch = max(math.ceil(n / batch) for n in rows) if batch else 1
-    return math.ceil(job.train.epochs_or_default * per_epoch)
+    return min(MAX_STEPS, math.ceil(job.train.epochs_or_default * per_epoch))

@@ -20,6 +20,9 @@ from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
+#: Rows, features or classes of a shard; the sums over all shards still fit 64 bits.
+MAX_COUNT = 2**40
+
 _REFUSAL_CODES = {
     ev.Code.FENCED: pb.Refusal.FENCED,
     ev.Code.DUPLICATE: pb.Refusal.DUPLICATE,
@@ -45,6 +48,8 @@ class Run:
         self.job_id = job_id
         self.job = job
         self.engine = Engine(job, epoch)
+        #: Leases up to this epoch were of earlier jobs.
+        self._epoch_before = epoch
         self.store: Store | None = None
         self.census: pb.Census | None = None
         self.moments: Moments | None = None
@@ -130,7 +135,8 @@ class Run:
                     session.incoming = None
                     # The numbers that were checked: those of the first chunk.
                     self.feed(ev.Pushed(_contribution(session.name, incoming.push)))
-        if push.pull:
+        # A worker that still answers the job before has yet to hear of this one, and will then pull again.
+        if push.pull and push.epoch > self._epoch_before:
             session.held = push.version
             self.feed(ev.Pulled(session.name))
 
@@ -165,18 +171,24 @@ class Run:
         store.incoming.hold(shard, contribution)
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
-        name = session.name
+        event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
         moments = None
         try:
-            if survey.rows < 1 or payload.nbytes not in (0, 16 * survey.features):
-                raise TensorError(f"{survey.rows} rows, {survey.features} features, {payload.nbytes} bytes of moments")
+            counts = (survey.rows, survey.features, survey.classes)
+            if not survey.rows or max(counts) > MAX_COUNT or payload.nbytes not in (0, 16 * survey.features):
+                raise TensorError(
+                    f"{survey.rows} rows, {survey.features} features, {survey.classes} classes and {payload.nbytes} "
+                    f"bytes of moments; 1 to {MAX_COUNT} rows and none or 16 bytes for each feature are expected"
+                )
             if payload.nbytes:
                 moments = Moments.from_flat(survey.rows, np.frombuffer(payload, dtype="<f8"))
         except ParamserverError as error:
-            self.feed(ev.Misbehaved(name, survey.shard, 0, f"survey of shard {survey.shard}: {error}"))
+            reason = f"survey of worker {session.name}, shard {survey.shard}: {error}"
+            self.feed(ev.Misbehaved(session.name, survey.shard, 0, reason))
             return
-        self._surveys[survey.shard] = (survey, moments)
-        self.feed(ev.Surveyed(name, survey.shard, survey.epoch, survey.rows))
+        if self.engine.phase == "survey" and self.engine.admit(session.name, survey.shard, survey.epoch, 0) is None:
+            self._surveys[survey.shard] = (survey, moments)
+        self.feed(event)
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if initial.offset == 0:

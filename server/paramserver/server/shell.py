@@ -92,8 +92,10 @@ class Shell:
         engine = self.run.engine
         phase = engine.phase
         self.run.take(session, message, payload)
-        if engine.phase != phase:
+        # When every worker was silent there was no deadline left; the first that wakes up brings one.
+        if engine.phase != phase or self._timer is None:
             self.arm()
+        if engine.phase != phase:
             self._announce()
 
     def arm(self) -> None:
