@@ -108,9 +108,10 @@ class Run:
         if push.offset == 0:
             session.incoming = session.discarding = None
             contribution = _contribution(session.name, push)
+            # Before the first byte is added up: a sum cannot be taken apart again.
             if self.engine.review(contribution) is not None:
                 session.discarding = name
-                # The engine gives its reason and counts the refusal.
+                # The engine repeats its answer and counts the refusal.
                 self.feed(ev.Pushed(contribution))
             else:
                 session.incoming = Incoming(push)
@@ -132,6 +133,7 @@ class Run:
             else:
                 if incoming.next_offset == self.store.layout.size:
                     session.incoming = None
+                    # The numbers that were checked: those of the first chunk.
                     self.feed(ev.Pushed(_contribution(session.name, incoming.push)))
         # A worker that still answers the job before has yet to hear of this one, and will then pull again.
         if push.pull and push.epoch > self._epoch_before:
