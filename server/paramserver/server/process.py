@@ -52,6 +52,7 @@ async def serve(listen: str, address_file: Path | None = None) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (training.SERVICE, control.SERVICE)
     reflection.enable_server_reflection((*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
+    _check_port(listen)
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
@@ -70,10 +71,18 @@ async def serve(listen: str, address_file: Path | None = None) -> None:
     await stopped.wait()
     log.info("stopping")
     await health.enter_graceful_shutdown()
+    shell.close()
     await server.stop(GRACE_S)
     if address_file is not None:
         with contextlib.suppress(FileNotFoundError):
             address_file.unlink()
+
+
+def _check_port(listen: str) -> None:
+    """Refuse a port that gRPC would take modulo 65536, and then listen where nobody asked it to."""
+    port = listen.rsplit(":", 1)[-1]
+    if not listen.startswith("unix:") and port.isdecimal() and int(port) > 65_535:
+        raise RequestError(f"cannot listen on {listen}: a port is a number from 0 to 65535")
 
 
 def _write_atomically(path: Path, text: str) -> None:

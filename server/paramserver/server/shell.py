@@ -82,6 +82,11 @@ class Shell:
             self.run.feed(ev.Left(session.name, reason))
             self._announce()
 
+    def close(self) -> None:
+        """Let every worker's stream end; the workers then look for the server to come back."""
+        for session in self.sessions.values():
+            session.close()
+
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a joined worker."""
         if message.HasField("share"):
