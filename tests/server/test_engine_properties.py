@@ -161,12 +161,23 @@ class EngineMachine(RuleBasedStateMachine):
             assert all((r.worker, r.shard, r.step) == (c.worker, c.shard, c.step) for r in refusals)
             if not counts and (c.shard, c.step) in model.counted and not over:
                 assert refusals[0].code is Code.DUPLICATE
+        if isinstance(event, ev.Pushed | ev.Misbehaved) and not over:
+            for refusal in refusals:
+                self.count_bad_push(refusal)
         for effect in effects:
             self.check(effect)
         if over:
             assert all(isinstance(e, ev.Refuse) for e in effects)
         self.checking = False
         return effects
+
+    def count_bad_push(self, refusal: ev.Refuse) -> None:
+        model = self.model
+        if refusal.code is Code.INVALID:
+            model.invalid[refusal.worker] += 1
+            if model.invalid[refusal.worker] >= MAX_BAD_PUSHES:
+                model.failed.add(refusal.worker)
+                model.asked.discard(refusal.worker)
 
     def check(self, effect: ev.Effect) -> None:
         model = self.model
@@ -181,10 +192,8 @@ class EngineMachine(RuleBasedStateMachine):
                     self.check_assignment(worker, version, assignment)
                 if model.initialised and model.mode != "sync":
                     assert len(assignments) == 1, "each step deserves a θ as fresh as can be"
-            case ev.Refuse(worker, _, _, code, reason):
+            case ev.Refuse(reason=reason):
                 assert reason
-                if code is Code.INVALID:
-                    model.invalid[worker] += 1
             case ev.Revoke(worker, shard, epoch, reason):
                 assert reason
                 model.revoked.add((shard, epoch))
@@ -387,9 +396,6 @@ class EngineMachine(RuleBasedStateMachine):
         ticket = model.open.get(shard)
         if ticket is not None and ticket.worker == worker:
             self.forget(ticket)
-        if model.invalid[worker] + 1 >= MAX_BAD_PUSHES:
-            model.failed.add(worker)
-            model.asked.discard(worker)
         effects = self.feed(ev.Misbehaved(worker, shard, 0, "its bytes lie"))
         assert any(isinstance(e, ev.Refuse) and e.code is Code.INVALID for e in effects)
         assert any(isinstance(e, ev.End) for e in effects) == (worker in model.failed and not model.usable())
