@@ -4,7 +4,8 @@ ParamserverError
 ├── RequestError            the request was wrong: exit status 2
 │   ├── JobError            a job file or job field
 │   ├── DataError           a data source, file or cell
-│   └── TaskError           a task that cannot be found or breaks its contract
+│   ├── TaskError           a task that cannot be found or breaks its contract
+│   └── StateError          a state directory that cannot be used
 ├── JobFailed               the job ran and failed: exit status 1
 ├── ProtocolError           a peer sent a message that breaks the contract
 │   └── TensorError         a tensor message that lies about shape, dtype, length or values
@@ -39,6 +40,10 @@ class DataError(RequestError):
 
 class TaskError(RequestError):
     """A task cannot be loaded, or what it returned breaks the task contract."""
+
+
+class StateError(RequestError):
+    """A state directory is somebody else's, broken, newer than this program, or cannot be written."""
 
 
 class JobFailed(ParamserverError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,15 +28,25 @@ class Store:
     being sent never changes under the sender.
     """
 
-    def __init__(self, job: Job, layout: Layout, theta: Array, total_steps: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        layout: Layout,
+        theta: Array,
+        total_steps: int,
+        version: int = 0,
+        optimizer_state: Mapping[str, Array] | None = None,
+    ) -> None:
         self.layout = layout
         self.theta = theta
-        self.version = 0
+        self.version = version
         self.chunk = CHUNK_BYTES // layout.dtype.itemsize
         self._job = job
         self._total_steps = total_steps
         self._optimizer = make_optimizer(job.optimizer)
         self._state = self._optimizer.init(layout.size, layout.dtype)
+        if optimizer_state is not None:
+            self._state = type(self._state)(**optimizer_state)
         rounds = job.train.mode == "sync"
         self.incoming: Reduction = (
             RoundSum(job.data.shards, layout.size, self.chunk, layout.dtype) if rounds else Separate()
@@ -46,6 +56,11 @@ class Store:
         self._scratch = np.empty((self._optimizer.scratch_rows, block), layout.dtype)
         self._measures = job.optimizer.clip_norm > 0 or job.stop.tolerance > 0
         self._encoded: list[bytes] | None = None
+
+    @property
+    def optimizer_state(self) -> dict[str, Array]:
+        """What the optimizer remembers, by name: flat vectors as long as θ, which change with the next update."""
+        return dict(self._state._asdict())
 
     def receive(self, shard: int, offset: int, values: Array) -> None:
         """Take one chunk of a contribution; its place was checked before."""
