@@ -236,7 +236,18 @@ class Engine:
         if step > clock:
             reason = f"step {step} of shard {shard} comes too early; step {clock} is expected"
             return ev.Refuse(worker, shard, step, Code.GAP, reason)
+        if not state.busy:
+            # What nobody was asked for would run past the barrier or the staleness bound.
+            reason = f"step {step} of shard {shard} was not assigned, or was given up or refused since"
+            return ev.Refuse(worker, shard, step, Code.INVALID, reason)
         return None
+
+    def review(self, c: Contribution) -> ev.Refuse | None:
+        """Say whether a contribution may count, by its name and numbers; changes nothing."""
+        refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
+        if refusal is None and (reason := self._fault(c)):
+            refusal = ev.Refuse(c.worker, c.shard, c.step, Code.INVALID, reason)
+        return refusal
 
     def next_deadline(self) -> float:
         """Return when a Tick is due (infinity: never)."""
@@ -295,9 +306,11 @@ class Engine:
             self._drop(event.worker, "joined again", effects, now)
         self._joined += 1
         self.workers[event.worker] = WorkerState(accepts=event.accepts, order=self._joined, last_seen=now)
-        for shard in event.pinned:
+        for shard in sorted(event.pinned):
             if shard < len(self.shards):
                 self.shards[shard].pinned_to = event.worker
+                if self.shards[shard].holder is not None:
+                    self._revoke(shard, f"shard {shard} is pinned to worker {event.worker}", effects, now)
 
     def _drop(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
         """Take every lease of a worker back; others get the shards in `_lease_out`."""
@@ -329,14 +342,12 @@ class Engine:
             self.shards[shard].busy = False
 
     def _survey(self, event: ev.Surveyed, effects: list[Effect]) -> None:
-        state = self.shards[event.shard] if 0 <= event.shard < len(self.shards) else None
-        if state is None or state.holder != event.worker or state.epoch != event.epoch:
-            reason = f"the lease on shard {event.shard} with epoch {event.epoch} is not {event.worker}'s"
-            effects.append(ev.Refuse(event.worker, event.shard, 0, Code.FENCED, reason))
+        refusal = self.admit(event.worker, event.shard, event.epoch, 0)
+        if refusal or self.phase != "survey":
+            effects.extend([refusal] if refusal else [])
             return
+        state = self.shards[event.shard]
         state.busy = False
-        if self.phase != "survey" or state.rows:
-            return
         state.rows = event.rows
         if all(shard.rows for shard in self.shards):
             self.total_steps = _total_steps(self._job, [shard.rows for shard in self.shards])
@@ -355,10 +366,7 @@ class Engine:
             shard.since = now
 
     def _push(self, c: Contribution, effects: list[Effect], now: float) -> None:
-        refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
-        if refusal is None:
-            reason = self._fault(c)
-            refusal = ev.Refuse(c.worker, c.shard, c.step, Code.INVALID, reason) if reason else None
+        refusal = self.review(c)
         if refusal is not None:
             self._count_refusal(refusal)
             effects.append(refusal)
@@ -384,8 +392,9 @@ class Engine:
     def _fault(self, c: Contribution) -> str:
         if self.phase != "train":
             return f"the job is in its {self.phase} phase, not training"
-        if c.samples < 1 or not math.isfinite(c.loss):
-            return f"samples = {c.samples} and loss = {c.loss}; at least one sample and a finite loss are needed"
+        rows = self.shards[c.shard].rows
+        if not 1 <= c.samples <= rows or not math.isfinite(c.loss):
+            return f"samples = {c.samples} and loss = {c.loss}; 1 to {rows} samples and a finite loss are needed"
         if c.version > self.version or (self._policy.rounds and c.version != self.version):
             return f"computed at version {c.version}, θ is at version {self.version}"
         return ""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
+
+import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.run import Run
@@ -12,8 +15,10 @@ from paramserver.server.saver import Saver
 from paramserver.server.session import Session
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import Saved, StateDirectory
+from paramserver.wire import sharing
 from paramserver.wire.errors import Busy, NotReady, StateError
 from paramserver.wire.job import Job
+from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -34,6 +39,11 @@ class Shell:
         #: None if nothing of the job is kept.
         self._saver: Saver | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: Random bytes in shared memory: whoever sends them back has mapped it.
+        self.probe: Segment | None = None
+        if sharing.AVAILABLE:
+            self.probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
+            self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
         #: Set and replaced when the job starts, ends or is asked to: wakes those who watch.
         self.changed = asyncio.Event()
         snapshot = directory.take_newest() if directory is not None else None
@@ -157,6 +167,9 @@ class Shell:
 
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a joined worker."""
+        if message.HasField("share"):
+            session.shares_memory = self.probe is not None and message.share.proof == self.probe.values.tobytes()
+            return
         if self.run is None or self.sessions.get(session.name) is not session:
             return
         engine = self.run.engine

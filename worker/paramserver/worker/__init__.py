@@ -1,1 +1,5 @@
 """Owns data shards: reads them, computes gradients of a task and pushes them to the server."""
+
+from paramserver.worker.worker import Step, Worker
+
+__all__ = ["Step", "Worker"]

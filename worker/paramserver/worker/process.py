@@ -27,8 +27,8 @@ LONGEST_BACKOFF_S = 5.0
 LEAVE_S = 1.0
 
 
-async def work(address: str, trainer: Trainer, patience_s: float) -> None:
-    """Work for the server at `address` until SIGTERM or SIGINT.
+async def work_until_signalled(address: str, trainer: Trainer, patience_s: float) -> None:
+    """Be a worker process: work for the server at `address` until SIGTERM or SIGINT.
 
     Linear algebra runs on one thread: the order of its sums, and with it the bits, must not depend on the machine's
     load or cores.
@@ -42,7 +42,18 @@ async def work(address: str, trainer: Trainer, patience_s: float) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, working.cancel)
-    with threadpool_limits(limits=1), contextlib.suppress(asyncio.CancelledError):
+    with threadpool_limits(limits=1):
+        await work(address, trainer, patience_s)
+
+
+async def work(address: str, trainer: Trainer, patience_s: float) -> None:
+    """Work until the task is cancelled; then hand the leases back and return.
+
+    Raises:
+        Unreachable: if no server answers for `patience_s` seconds.
+        ProtocolError: if the server speaks another protocol.
+    """
+    with contextlib.suppress(asyncio.CancelledError):
         await _work_and_reconnect(address, trainer, patience_s)
 
 

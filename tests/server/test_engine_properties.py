@@ -1,0 +1,559 @@
+"""The engine against a naive model of the promise: what was assigned counts once, and nothing else ever does.
+
+The model does not know how the engine decides. It keeps the assignments that were sent out and not yet used up,
+says which contributions must count because of them, what θ must be updated with, and who may be given work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from paramserver.server import events as ev
+from paramserver.server.engine import MAX_BAD_PUSHES, Engine
+from paramserver.server.events import Assignment, Code, Contribution, Kind
+from paramserver.wire.job import Job
+
+LEASE_S = 10.0
+NAMES = [f"w{i}" for i in range(6)]
+ROWS = 50
+
+#: What a connected worker does next, mostly its work.
+ACTS = ["work"] * 8 + ["work and pull"] * 8 + ["pull"] * 4 + ["heartbeat", "leave", "misbehave", "fail"]
+
+
+class Ticket(NamedTuple):
+    """An assignment as its worker received it."""
+
+    worker: str
+    version: int
+    assignment: Assignment
+
+
+class Naive:
+    """What any engine must do, kept in plain dicts and found out from events and effects alone."""
+
+    def __init__(self, mode: str, staleness: int, shards: int, total: int) -> None:
+        self.mode, self.staleness, self.shards, self.total = mode, staleness, shards, total
+        self.open: dict[int, Ticket] = {}
+        self.counted: dict[tuple[int, int], Contribution] = {}
+        self.applied: list[tuple[int, int]] = []
+        self.version = 0
+        self.rows: dict[int, int] = {}
+        self.initialised = False
+        self.over = ""
+        self.connected: dict[str, tuple[frozenset[int] | None, frozenset[int]]] = {}
+        self.last_heard: dict[str, float] = {}
+        self.silent: set[str] = set()
+        self.failed: set[str] = set()
+        self.invalid: dict[str, int] = defaultdict(int)
+        self.asked: set[str] = set()
+        self.pins: dict[int, str] = {}
+        self.last_lease: dict[int, tuple[int, str]] = {}
+        self.revoked: set[tuple[int, int]] = set()
+
+    @property
+    def training(self) -> bool:
+        return self.initialised and not self.over
+
+    def usable(self) -> list[str]:
+        return [w for w in self.connected if w not in self.silent and w not in self.failed]
+
+    def clock(self, shard: int) -> int:
+        return sum(1 for counted_shard, _ in self.counted if counted_shard == shard)
+
+    def slowest(self) -> int:
+        return min(self.clock(s) for s in range(self.shards))
+
+    def ahead_allowed(self, shard: int) -> bool:
+        lead = self.clock(shard) - self.slowest()
+        return self.mode == "async" or lead <= (0 if self.mode == "sync" else self.staleness)
+
+    def may_read(self, worker: str, shard: int) -> bool:
+        accepts, _ = self.connected[worker]
+        return (accepts is None or shard in accepts) and self.pins.get(shard, worker) == worker
+
+    def must_count(self, c: Contribution) -> bool:
+        """A contribution counts if exactly this was assigned to exactly this worker and is still open."""
+        ticket = self.open.get(c.shard)
+        return (
+            self.training
+            and ticket is not None
+            and ticket.worker == c.worker
+            and ticket.assignment == Assignment(Kind.GRADIENT, c.shard, c.epoch, c.step)
+            and (c.version == self.version if self.mode == "sync" else c.version <= self.version)
+            and 1 <= c.samples <= ROWS
+            and math.isfinite(c.loss)
+        )
+
+    def count(self, c: Contribution) -> list[tuple[int, tuple[Contribution, ...]]]:
+        """Count a contribution; return the updates of θ that must follow, as (version, contributions)."""
+        self.counted[c.shard, c.step] = c
+        del self.open[c.shard]
+        if self.mode == "sync":
+            everyone = [self.counted.get((s, c.step)) for s in range(self.shards)]
+            if None in everyone:
+                return []
+            together = tuple(x for x in everyone if x is not None)
+        else:
+            together = (c,)
+        self.version += 1
+        return [(self.version, together)]
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Workers that come, go, sleep, lie and repeat themselves, against one engine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.tickets: list[Ticket] = []
+        self.pushed: list[Contribution] = []
+        self.in_hand: dict[str, list[Ticket]] = defaultdict(list)
+        #: True while an event is checked: what fails there must not be hidden by the teardown.
+        self.checking = False
+
+    @initialize(
+        mode=st.sampled_from(["sync", "sync", "async", "ssp"]),
+        staleness=st.integers(0, 3),
+        shards=st.integers(1, 5),
+        total=st.integers(1, 6),
+        first_epoch=st.sampled_from([0, 7]),
+        workers=st.integers(0, 3),
+        started=st.booleans(),
+    )
+    def begin(
+        self, mode: str, staleness: int, shards: int, total: int, first_epoch: int, workers: int, started: bool
+    ) -> None:
+        self.engine = Engine(make_job(mode, shards, total, staleness=staleness), first_epoch)
+        self.first_epoch = first_epoch
+        self.model = Naive(mode, staleness, shards, total)
+        for name in NAMES[:workers]:
+            self.join(name, None, frozenset())
+        # Half of the runs begin where it gets interesting.
+        if started and workers:
+            self.bring_to_training()
+
+    def feed(self, event: ev.Event) -> list[ev.Effect]:
+        """Let both handle an event and compare everything that has a right answer."""
+        model = self.model
+        over = model.over
+        expected_updates = []
+        counts = False
+        if isinstance(event, ev.Pushed):
+            counts = model.must_count(event.contribution)
+            expected_updates = model.count(event.contribution) if counts else []
+        self.checking = True
+        effects = self.engine.handle(event, self.now)
+        updates = [(e.version, e.contributions) for e in effects if isinstance(e, ev.Apply)]
+        assert updates == expected_updates
+        for _, contributions in updates:
+            model.applied += [(c.shard, c.step) for c in contributions]
+        refusals = [e for e in effects if isinstance(e, ev.Refuse)]
+        if isinstance(event, ev.Pushed):
+            c = event.contribution
+            assert len(refusals) == (0 if counts else 1), f"{c} counts: {counts}"
+            assert all((r.worker, r.shard, r.step) == (c.worker, c.shard, c.step) for r in refusals)
+            if not counts and (c.shard, c.step) in model.counted and not over:
+                assert refusals[0].code is Code.DUPLICATE
+        for effect in effects:
+            self.check(effect)
+        if over:
+            assert all(isinstance(e, ev.Refuse) for e in effects)
+        self.checking = False
+        return effects
+
+    def check(self, effect: ev.Effect) -> None:
+        model = self.model
+        match effect:
+            case ev.Grant(worker, version, assignments):
+                assert worker in model.usable()
+                assert worker in model.asked, "nobody is answered who did not ask"
+                assert assignments
+                assert version == model.version
+                model.asked.discard(worker)
+                for assignment in assignments:
+                    self.check_assignment(worker, version, assignment)
+                if model.initialised and model.mode != "sync":
+                    assert len(assignments) == 1, "each step deserves a θ as fresh as can be"
+            case ev.Refuse(worker, _, _, code, reason):
+                assert reason
+                if code is Code.INVALID:
+                    model.invalid[worker] += 1
+            case ev.Revoke(worker, shard, epoch, reason):
+                assert reason
+                model.revoked.add((shard, epoch))
+                ticket = model.open.get(shard)
+                if ticket is not None and ticket.worker == worker:
+                    del model.open[shard]
+            case ev.CombineSurveys():
+                assert len(model.rows) == model.shards
+            case ev.End(status, reason):
+                assert not model.over, "a job ends once"
+                assert reason
+                model.over = status
+                if status == "done":
+                    assert model.slowest() == model.total
+            case _:
+                pass
+
+    def check_assignment(self, worker: str, version: int, assignment: Assignment) -> None:
+        model = self.model
+        kind, shard, epoch, step = assignment
+        assert model.may_read(worker, shard), f"{worker} cannot read shard {shard}"
+        assert shard not in model.open, f"shard {shard} is computed by {model.open[shard].worker}"
+        assert (shard, epoch) not in model.revoked
+        last_epoch, last_holder = model.last_lease.get(shard, (self.first_epoch, ""))
+        assert epoch > last_epoch or (epoch == last_epoch and worker == last_holder)
+        model.last_lease[shard] = (epoch, worker)
+        assert step == model.clock(shard)
+        if kind is Kind.GRADIENT:
+            assert model.initialised
+            assert step < model.total
+            assert model.ahead_allowed(shard), f"step {step} of shard {shard}, slowest {model.slowest()}"
+        else:
+            assert step == 0
+            assert not model.initialised
+            assert kind is (Kind.INITIAL if len(model.rows) == model.shards else Kind.SURVEY)
+        ticket = Ticket(worker, version, assignment)
+        model.open[shard] = ticket
+        self.tickets.append(ticket)
+        self.in_hand[worker].append(ticket)
+
+    def hear(self, worker: str) -> None:
+        self.model.last_heard[worker] = self.now
+        self.model.silent.discard(worker)
+
+    @rule(
+        worker=st.sampled_from(NAMES),
+        accepts=st.none() | st.none() | st.frozensets(st.integers(0, 4), min_size=1),
+        pinned=st.just(frozenset()) | st.just(frozenset()) | st.frozensets(st.integers(0, 5), max_size=1),
+    )
+    def join(self, worker: str, accepts: frozenset[int] | None, pinned: frozenset[int]) -> None:
+        model = self.model
+        if not model.over:
+            if accepts is not None:
+                accepts |= pinned
+            for shard in pinned:
+                model.pins[shard] = worker
+            model.connected[worker] = (accepts, pinned)
+            model.last_heard[worker] = self.now
+            model.silent.discard(worker)
+            model.failed.discard(worker)
+            model.asked.discard(worker)
+            model.invalid[worker] = 0
+        # The stream before is gone, and with it what was still to be computed for it.
+        self.in_hand[worker].clear()
+        self.feed(ev.Joined(worker, accepts, pinned))
+
+    @precondition(lambda self: self.model.connected)
+    @rule(position=st.integers(0, len(NAMES) - 1), act=st.sampled_from(ACTS), shard=st.integers(0, 5))
+    def act(self, position: int, act: str, shard: int) -> None:
+        connected = sorted(self.model.connected)
+        worker = connected[position % len(connected)]
+        match act:
+            case "work" | "work and pull":
+                self.work(worker, fused=act == "work and pull")
+            case "pull":
+                self.pull(worker)
+            case "heartbeat":
+                self.heartbeat(worker)
+            case "leave":
+                self.leave(worker)
+            case "misbehave":
+                self.misbehave(worker, shard)
+            case "fail":
+                self.fail(worker)
+
+    def leave(self, worker: str) -> None:
+        del self.model.connected[worker]
+        self.model.asked.discard(worker)
+        self.model.silent.discard(worker)
+        self.in_hand[worker].clear()
+        self.feed(ev.Left(worker, "it left"))
+
+    def pull(self, worker: str) -> None:
+        model = self.model
+        self.hear(worker)
+        if not model.over:
+            model.asked.add(worker)
+            for shard in [s for s, ticket in model.open.items() if ticket.worker == worker]:
+                del model.open[shard]
+        self.feed(ev.Pulled(worker))
+
+    def heartbeat(self, worker: str) -> None:
+        self.hear(worker)
+        self.feed(ev.Heard(worker))
+
+    def work(self, worker: str, fused: bool) -> None:
+        """An honest worker finishes what it was told longest ago."""
+        if self.in_hand[worker]:
+            self.carry_out(self.in_hand[worker].pop(0))
+        if fused and not self.in_hand[worker]:
+            self.pull(worker)
+
+    def carry_out(self, ticket: Ticket) -> None:
+        worker, version, (kind, shard, epoch, step) = ticket
+        model = self.model
+        self.hear(worker)
+        holds = model.open.get(shard) == ticket
+        if kind is Kind.GRADIENT:
+            self.push(Contribution(worker, shard, epoch, step, version, 1 + shard, 1.0 / (1 + step)))
+        elif kind is Kind.SURVEY:
+            surveying = len(model.rows) < model.shards and not model.over
+            if holds:
+                model.rows[shard] = ROWS
+                del model.open[shard]
+            effects = self.feed(ev.Surveyed(worker, shard, epoch, ROWS))
+            combined = any(isinstance(e, ev.CombineSurveys) for e in effects)
+            assert combined == (surveying and len(model.rows) == model.shards)
+        else:
+            if holds and not model.over:
+                model.initialised = True
+                del model.open[shard]
+            self.feed(ev.Initialised(worker, shard, epoch))
+
+    def push(self, contribution: Contribution) -> None:
+        self.hear(contribution.worker)
+        self.pushed.append(contribution)
+        self.feed(ev.Pushed(contribution))
+
+    @precondition(lambda self: self.pushed)
+    @rule(data=st.data())
+    def push_again(self, data: st.DataObject) -> None:
+        contribution = data.draw(st.sampled_from(self.pushed))
+        if contribution.worker in self.model.connected:
+            self.push(contribution)
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), change=st.sampled_from(["none", "later", "earlier", "epoch", "version", "shard", "worker"]))
+    def push_what_nobody_asked_for(self, data: st.DataObject, change: str) -> None:
+        worker, version, (_, shard, epoch, step) = data.draw(st.sampled_from(self.tickets[-12:]))
+        c = Contribution(worker, shard, epoch, step, version, 1, 0.5)
+        match change:
+            case "later":
+                c = c._replace(step=step + data.draw(st.integers(1, 3)))
+            case "earlier":
+                c = c._replace(step=max(0, step - 1))
+            case "epoch":
+                c = c._replace(epoch=max(0, epoch + data.draw(st.sampled_from([-1, 1]))))
+            case "version":
+                c = c._replace(version=max(0, version + data.draw(st.sampled_from([-1, 1, 5]))))
+            case "shard":
+                c = c._replace(shard=data.draw(st.integers(0, self.model.shards + 1)))
+            case "worker":
+                c = c._replace(worker=data.draw(st.sampled_from(NAMES)))
+            case "none":
+                pass
+        if c.worker in self.model.connected:
+            self.refused_or_counted(c)
+
+    @precondition(lambda self: self.model.open)
+    @rule(
+        data=st.data(),
+        change=st.sampled_from([("samples", 0), ("samples", ROWS + 1), ("loss", math.nan), ("loss", math.inf)]),
+    )
+    def push_nonsense(self, data: st.DataObject, change: tuple[str, Any]) -> None:
+        worker, version, (_, shard, epoch, step) = data.draw(st.sampled_from(list(self.model.open.values())))
+        if worker in self.model.connected:
+            c = Contribution(worker, shard, epoch, step, version, 1, 0.5)._replace(**dict([change]))
+            self.refused_or_counted(c)
+
+    def refused_or_counted(self, c: Contribution) -> None:
+        self.hear(c.worker)
+        will_count = self.model.must_count(c)
+        ticket = self.model.open.get(c.shard)
+        effects = self.feed(ev.Pushed(c))
+        refusals = [e for e in effects if isinstance(e, ev.Refuse)]
+        # A push that breaks the contract uses up the assignment of the one who sent it, and of nobody else.
+        spent = bool(refusals) and refusals[0].code is Code.INVALID and ticket is not None
+        if not will_count and spent and ticket is not None and ticket.worker == c.worker:
+            self.forget(ticket)
+
+    def forget(self, ticket: Ticket) -> None:
+        if self.model.open.get(ticket.assignment.shard) == ticket:
+            del self.model.open[ticket.assignment.shard]
+
+    def misbehave(self, worker: str, shard: int) -> None:
+        model = self.model
+        if model.over:
+            return
+        self.hear(worker)
+        ticket = model.open.get(shard)
+        if ticket is not None and ticket.worker == worker:
+            self.forget(ticket)
+        if model.invalid[worker] + 1 >= MAX_BAD_PUSHES:
+            model.failed.add(worker)
+            model.asked.discard(worker)
+        effects = self.feed(ev.Misbehaved(worker, shard, 0, "its bytes lie"))
+        assert any(isinstance(e, ev.Refuse) and e.code is Code.INVALID for e in effects)
+        assert any(isinstance(e, ev.End) for e in effects) == (worker in model.failed and not model.usable())
+
+    def fail(self, worker: str) -> None:
+        model = self.model
+        if model.over:
+            return
+        model.failed.add(worker)
+        model.asked.discard(worker)
+        effects = self.feed(ev.Failed(worker, "no such file"))
+        ends = [e for e in effects if isinstance(e, ev.End)]
+        assert bool(ends) == (not model.usable())
+        assert all(e.status == "failed" and "no such file" in e.reason and worker in e.reason for e in ends)
+
+    @rule(dt=st.sampled_from([0.5, 4.0, 9.9, 10.0, 25.0]))
+    def time_passes(self, dt: float) -> None:
+        """The shell's timer wakes the engine at its deadline, however late."""
+        self.now += dt
+        if self.engine.next_deadline() <= self.now:
+            self.tick()
+
+    @rule()
+    def tick(self) -> None:
+        for worker, heard in self.model.last_heard.items():
+            if worker in self.model.connected and self.now - heard >= LEASE_S and not self.model.over:
+                self.model.silent.add(worker)
+        self.feed(ev.Tick())
+
+    @precondition(lambda self: len(self.pushed) > 8)
+    @rule(really=st.integers(0, 9))
+    def stop(self, really: int) -> None:
+        if really == 9 and not self.model.over:
+            effects = self.feed(ev.StopAsked("enough"))
+            assert effects == [ev.End("stopped", "enough")]
+
+    @invariant()
+    def nothing_is_applied_twice(self) -> None:
+        applied = self.model.applied
+        assert len(applied) == len(set(applied))
+        assert set(applied) <= set(self.model.counted)
+
+    @invariant()
+    def clocks_count_contributions(self) -> None:
+        model = self.model
+        assert list(self.engine.clocks) == [model.clock(s) for s in range(model.shards)]
+        assert self.engine.version == model.version
+        for shard in range(model.shards):
+            assert all((shard, step) in model.counted for step in range(model.clock(shard))), "no step is left out"
+
+    @invariant()
+    def clocks_stay_within_the_bound(self) -> None:
+        model = self.model
+        clocks = [model.clock(s) for s in range(model.shards)]
+        bound = {"sync": 1, "ssp": model.staleness + 1, "async": model.total}[model.mode]
+        assert max(clocks) - min(clocks) <= bound
+        assert max(clocks) <= model.total
+
+    @invariant()
+    def leases_are_consistent(self) -> None:
+        held = {w: state.shards for w, state in self.engine.workers.items() if state.shards}
+        assert sum(map(len, held.values())) == len(set().union(*held.values())), "one holder per shard"
+        assert {s: w for w, shards in held.items() for s in shards} == {
+            s: state.holder for s, state in enumerate(self.engine.shards) if state.holder is not None
+        }
+        if not self.model.over:
+            assert set(held) <= set(self.model.usable())
+            epochs = [state.epoch for state in self.engine.shards if state.holder is not None]
+            assert len(epochs) == len(set(epochs))
+
+    @invariant()
+    def work_is_spread_evenly(self) -> None:
+        model = self.model
+        usable = model.usable()
+        free_choice = not model.pins and all(model.connected[w][0] is None for w in usable)
+        if usable and free_choice and not model.open and not model.over:
+            loads = [len(self.engine.workers[w].shards) for w in usable]
+            assert sum(loads) == model.shards
+            assert max(loads) - min(loads) <= 1
+
+    @invariant()
+    def nobody_waits_in_vain(self) -> None:
+        """Whoever asked has no shard that could proceed; whatever shard is free has nobody to take it."""
+        model = self.model
+        if model.over:
+            return
+        for shard, state in enumerate(self.engine.shards):
+            if state.holder is None:
+                assert not any(model.may_read(w, shard) for w in model.usable())
+        for worker in model.asked & set(model.usable()):
+            for shard in self.engine.workers[worker].shards:
+                if shard in model.open:
+                    continue
+                if model.initialised:
+                    assert model.clock(shard) >= model.total or not model.ahead_allowed(shard)
+                elif len(model.rows) < model.shards:
+                    assert shard in model.rows
+                else:
+                    assert shard != 0
+
+    @invariant()
+    def waiting_is_explained_and_ends(self) -> None:
+        waits = self.engine.waits(self.now)
+        if self.model.over:
+            assert waits == []
+            assert self.engine.next_deadline() == math.inf
+            return
+        assert waits
+        for wait in waits:
+            assert str(wait.shard) in wait.reason or "θ" in wait.reason
+            assert wait.since_s >= 0
+            assert wait.worker in ("", *self.model.usable())
+        if any(self.engine.workers[w].shards for w in self.model.usable()):
+            assert self.engine.next_deadline() < math.inf
+
+    def bring_to_training(self) -> None:
+        for _ in range(200):
+            if self.model.initialised or self.model.over:
+                return
+            self.one_honest_round()
+        raise AssertionError(f"never began to train: {self.engine.waits(self.now)}")
+
+    def one_honest_round(self) -> None:
+        for worker in self.model.usable():
+            if worker not in self.model.asked:
+                self.in_hand[worker].clear()
+                self.pull(worker)
+            while self.in_hand[worker]:
+                self.carry_out(self.in_hand[worker].pop(0))
+
+    def teardown(self) -> None:
+        """Once faults stop, one healthy worker is enough to finish the job, in a bounded number of events."""
+        if not hasattr(self, "engine") or self.checking or self.model.over:
+            return
+        for worker in list(self.model.connected):
+            self.leave(worker)
+        for worker in sorted({self.model.pins[s] for s in self.model.pins if s < self.model.shards}) or ["w0"]:
+            self.join(worker, None, frozenset())
+        if not all(self.model.may_read(self.model.usable()[0], s) for s in range(self.model.shards)):
+            assert len(self.model.usable()) > 0
+        for _ in range(2 * self.model.shards * self.model.total + 2 * self.model.shards + 20):
+            if self.model.over:
+                break
+            self.one_honest_round()
+        assert self.model.over == "done", self.engine.waits(self.now)
+        assert len(self.model.applied) == self.model.shards * self.model.total
+
+
+def make_job(mode: str = "sync", shards: int = 2, steps: int = 5, staleness: int = 3, **stop: Any) -> Job:
+    return Job.from_dict(
+        {
+            "task": {"use": "anything"},
+            "data": {"source": "anywhere", "shards": shards},
+            "train": {"mode": mode, "steps": steps, "staleness": staleness},
+            "stop": stop,
+            "server": {"lease_s": LEASE_S},
+        }
+    )
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestEngine = EngineMachine.TestCase
