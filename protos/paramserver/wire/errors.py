@@ -8,7 +8,8 @@ ParamserverError
 │   └── StateError          a state directory that cannot be used
 ├── JobFailed               the job ran and failed: exit status 1
 ├── ProtocolError           a peer sent a message that breaks the contract
-│   └── TensorError         a tensor message that lies about shape, dtype, length or values
+│   ├── TensorError         a tensor message that lies about shape, dtype, length or values
+│   └── PeerGone            shared memory of a process that died or stands still
 ├── Busy                    the server already runs another job
 ├── NotReady                what was asked for does not exist yet
 └── Unreachable             a server that does not answer: exit status 3
@@ -56,6 +57,10 @@ class ProtocolError(ParamserverError):
 
 class TensorError(ProtocolError):
     """A tensor message lies about its shape, dtype, length or values."""
+
+
+class PeerGone(ProtocolError):
+    """Shared memory belongs to a process that died or stands still; a new connection may bring another."""
 
 
 class Busy(ParamserverError):
