@@ -128,11 +128,12 @@ class Run:
         session.received += payload.nbytes
         if push.offset == 0:
             session.incoming = session.discarding = None
-            refusal = self.engine.admit(session.name, push.shard, push.epoch, push.step)
-            if refusal is not None:
+            contribution = _contribution(session.name, push)
+            # Before the first byte is added up: a sum cannot be taken apart again.
+            if self.engine.review(contribution) is not None:
                 session.discarding = name
                 # The engine repeats its answer and counts the refusal.
-                self.feed(ev.Pushed(_contribution(session.name, push)))
+                self.feed(ev.Pushed(contribution))
             else:
                 session.incoming = Incoming(push)
         incoming = session.incoming
@@ -153,7 +154,8 @@ class Run:
             else:
                 if incoming.next_offset == self.store.layout.size:
                     session.incoming = None
-                    self.feed(ev.Pushed(_contribution(session.name, push)))
+                    # The numbers that were checked: those of the first chunk.
+                    self.feed(ev.Pushed(_contribution(session.name, incoming.push)))
         if push.pull:
             session.held = push.version
             self.feed(ev.Pulled(session.name))
