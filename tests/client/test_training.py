@@ -15,8 +15,8 @@ import pytest
 
 from paramserver.client import Client, Job, JobFailed, Point, RequestError, TaskError, Unreachable, Update, train
 from paramserver.client.cli import main
-from paramserver.client.fingerprint import theta_sha256
 from paramserver.client.launch import LocalCluster
+from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 LINEAR: dict[str, Any] = {
