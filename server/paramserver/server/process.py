@@ -74,7 +74,7 @@ async def serve(listen: str, address_file: Path | None = None, state: Path | Non
     await stopped.wait()
     log.info("stopping")
     await health.enter_graceful_shutdown()
-    shell.close()
+    shell.end_streams()
     await server.stop(GRACE_S)
     await shell.close()
     if address_file is not None:

@@ -165,7 +165,7 @@ class Shell:
             self.run.feed(ev.Left(session.name, reason))
             self._announce()
 
-    def close(self) -> None:
+    def end_streams(self) -> None:
         """Let every worker's stream end; the workers then look for the server to come back."""
         for session in self.sessions.values():
             session.close()
