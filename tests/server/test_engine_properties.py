@@ -142,7 +142,7 @@ class EngineMachine(RuleBasedStateMachine):
     def feed(self, event: ev.Event) -> list[ev.Effect]:
         """Let both handle an event and compare everything that has a right answer."""
         model = self.model
-        over = model.over
+        over, failed = model.over, set(model.failed)
         expected_updates = []
         counts = False
         if isinstance(event, ev.Pushed):
@@ -161,25 +161,16 @@ class EngineMachine(RuleBasedStateMachine):
             assert all((r.worker, r.shard, r.step) == (c.worker, c.shard, c.step) for r in refusals)
             if not counts and (c.shard, c.step) in model.counted and not over:
                 assert refusals[0].code is Code.DUPLICATE
-        if isinstance(event, ev.Pushed | ev.Misbehaved) and not over:
-            for refusal in refusals:
-                self.count_bad_push(refusal)
         for effect in effects:
-            self.check(effect)
+            self.check(event, effect)
         if over:
             assert all(isinstance(e, ev.Refuse) for e in effects)
+        elif model.failed > failed and not model.usable():
+            assert model.over == "failed", "nobody is left to do the job"
         self.checking = False
         return effects
 
-    def count_bad_push(self, refusal: ev.Refuse) -> None:
-        model = self.model
-        if refusal.code is Code.INVALID:
-            model.invalid[refusal.worker] += 1
-            if model.invalid[refusal.worker] >= MAX_BAD_PUSHES:
-                model.failed.add(refusal.worker)
-                model.asked.discard(refusal.worker)
-
-    def check(self, effect: ev.Effect) -> None:
+    def check(self, event: ev.Event, effect: ev.Effect) -> None:
         model = self.model
         match effect:
             case ev.Grant(worker, version, assignments):
@@ -192,8 +183,13 @@ class EngineMachine(RuleBasedStateMachine):
                     self.check_assignment(worker, version, assignment)
                 if model.initialised and model.mode != "sync":
                     assert len(assignments) == 1, "each step deserves a θ as fresh as can be"
-            case ev.Refuse(reason=reason):
+            case ev.Refuse(worker, _, _, code, reason):
                 assert reason
+                if code is Code.INVALID and isinstance(event, ev.Pushed | ev.Misbehaved) and not model.over:
+                    model.invalid[worker] += 1
+                    if model.invalid[worker] >= MAX_BAD_PUSHES:
+                        model.failed.add(worker)
+                        model.asked.discard(worker)
             case ev.Revoke(worker, shard, epoch, reason):
                 assert reason
                 model.revoked.add((shard, epoch))
@@ -208,6 +204,9 @@ class EngineMachine(RuleBasedStateMachine):
                 model.over = status
                 if status == "done":
                     assert model.slowest() == model.total
+                elif status == "failed":
+                    assert model.failed
+                    assert not model.usable()
             case _:
                 pass
 
@@ -398,7 +397,6 @@ class EngineMachine(RuleBasedStateMachine):
             self.forget(ticket)
         effects = self.feed(ev.Misbehaved(worker, shard, 0, "its bytes lie"))
         assert any(isinstance(e, ev.Refuse) and e.code is Code.INVALID for e in effects)
-        assert any(isinstance(e, ev.End) for e in effects) == (worker in model.failed and not model.usable())
 
     def fail(self, worker: str) -> None:
         model = self.model

@@ -58,6 +58,7 @@ def test_the_right_push_afterwards_counts_alone(numbers: dict[str, float]) -> No
     training = Training()
     training.push(0, 1000.0, **numbers)
     assert training.run.engine.workers["w"].rejected == {"invalid": 1}
+    # What was refused is given up, and assigned anew.
     training.pull()
     training.push(0, 1.0)
     training.push(1, 2.0)
@@ -70,8 +71,8 @@ def test_the_right_push_afterwards_counts_alone(numbers: dict[str, float]) -> No
 def test_who_keeps_sending_wrong_numbers_gets_no_more_work(numbers: dict[str, float]) -> None:
     training = Training()
     for _ in range(3):
-        training.pull()
         training.push(0, 1000.0, **numbers)
+        training.pull()
     # The job has no other worker, so it ends, and says why.
     assert training.run.engine.phase == "failed"
     assert "3 bad pushes" in training.run.engine.reason
