@@ -57,10 +57,10 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def server(self, listen: str = "127.0.0.1:0") -> Control:
+    def server(self, listen: str = "127.0.0.1:0", *arguments: str) -> Control:
         """Start a server and return a client of it once it listens."""
         address_file = self.folder / f"address-{len(self.processes)}"
-        process = self.start("server", "--listen", listen, "--address-file", str(address_file))
+        process = self.start("server", "--listen", listen, "--address-file", str(address_file), *arguments)
         until(lambda: address_file.exists() or process.poll() is not None, "the server's address")
         assert process.poll() is None, self.logs()
         address = address_file.read_text(encoding="utf-8")

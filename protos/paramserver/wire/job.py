@@ -165,7 +165,9 @@ class ServerSection(Section):
     """How the server holds the job."""
 
     partitions: Literal[1] = 1
-    durability: Literal["none"] = "none"
+    #: snapshot: θ and all that belongs to it outlive the server, if it was given a state directory.
+    durability: Literal["none", "snapshot"] = "snapshot"
+    snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
     lease_s: float = Field(default=10.0, ge=0.1)
 
 

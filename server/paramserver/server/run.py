@@ -11,6 +11,7 @@ from paramserver.server import events as ev
 from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
 from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
+from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
@@ -58,6 +59,31 @@ class Run:
         self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
         self._sessions = sessions
         self._clock = clock
+
+    def snapshot(self) -> Snapshot:
+        """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
+
+        To be called between two events, when engine and store agree.
+        """
+        state, store = self.engine.state(self._clock()), self.store
+        if state is None or store is None:
+            return Snapshot(self.job_id, self.job, engine=state)
+        optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
+        parameters = Parameters(store.layout, store.theta.copy(), optimizer_state)
+        history = self.history.columns()
+        return Snapshot(self.job_id, self.job, state, parameters, self.census, self.moments, history)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of this job, before the first worker joins; its arrays now belong to the run."""
+        if snapshot.engine is None:
+            return
+        self.engine = Engine.restored(self.job, snapshot.engine, self.engine.epoch, self._clock())
+        self.census, self.moments = snapshot.census, snapshot.moments
+        p = snapshot.parameters
+        if p is not None:
+            self.store = Store(self.job, p.layout, [p.theta], self.engine.total_steps)
+            self.store.restore(self.engine.version, p.optimizer_state)
+            self.history = History.of(snapshot.history or {})
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for."""
