@@ -48,8 +48,7 @@ def test_a_served_layerwise_step_equals_the_direct_calls(
     for number in range(1, 5):
         sums = rng.normal(size=(2, layout.size)).astype(np.float32)
         for shard in (1, 0):
-            for start in range(0, layout.size, chunk):
-                store.receive(shard, start, sums[shard, start : start + chunk])
+            store.incoming.hold(shard, store.cut(sums[shard]))
         store.apply(number, number, [0, 1], samples=8)
 
         gradients = layout.views((sums[0] + sums[1]) * np.float32(1 / 8))

@@ -134,7 +134,6 @@ class Run:
         if push.offset == 0:
             session.incoming = session.discarding = None
             contribution = _contribution(session.name, push)
-            # Before the first byte is added up: a sum cannot be taken apart again.
             if self.engine.review(contribution) is not None:
                 session.discarding = name
                 # The engine repeats its answer and counts the refusal.
@@ -160,7 +159,10 @@ class Run:
                 if incoming.next_offset == self.store.layout.size:
                     session.incoming = None
                     # The numbers that were checked: those of the first chunk.
-                    self.feed(ev.Pushed(_contribution(session.name, incoming.push)))
+                    contribution = _contribution(session.name, incoming.push)
+                    if self.engine.review(contribution) is None:
+                        self.store.incoming.hold(push.shard, incoming.chunks)
+                    self.feed(ev.Pushed(contribution))
         # A worker that still answers the job before has yet to hear of this one, and will then pull again.
         if push.pull and push.epoch > self._epoch_before:
             session.held = push.version
@@ -177,7 +179,7 @@ class Run:
         if not is_finite(values):
             raise TensorError(_where_not_finite(store.layout, push.offset, values))
         incoming.next_offset += values.size
-        store.receive(push.shard, push.offset, values)
+        incoming.chunks.append(values)
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
@@ -194,7 +196,7 @@ class Run:
         if offset is not None:
             raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]))
         incoming.next_offset = contribution.size
-        store.incoming.hold(shard, contribution)
+        incoming.chunks = store.cut(contribution)
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
         event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
@@ -308,8 +310,6 @@ class Run:
         if session is not None and session.incoming is not None and session.incoming.push.shard == shard:
             push = session.incoming.push
             session.incoming, session.discarding = None, (push.shard, push.epoch, push.step)
-        if self.store is not None:
-            self.store.incoming.drop(shard)
 
     def _combine_surveys(self) -> None:
         surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]

@@ -48,7 +48,7 @@ class Store:
         #: False if whoever reads θ in shared memory may take its time, see above.
         self._moves = job.train.mode != "sync"
         self.incoming: Reduction = (
-            Separate(self.chunk) if self._moves else RoundSum(job.data.shards, layout.size, self.chunk, layout.dtype)
+            Separate() if self._moves else RoundSum(job.data.shards, layout.size, self.chunk, layout.dtype)
         )
         self._encoded: list[bytes] | None = None
 
@@ -62,9 +62,9 @@ class Store:
         self.version = version
         self.update.state = type(self.update.state)(**optimizer_state)
 
-    def receive(self, shard: int, offset: int, values: Array) -> None:
-        """Take one chunk of a contribution; its place was checked before."""
-        self.incoming.add(shard, offset // self.chunk, values)
+    def cut(self, vector: Array) -> list[Array]:
+        """Return a whole vector as its chunks."""
+        return [vector[start : start + self.chunk] for start in range(0, vector.size, self.chunk)]
 
     def apply(self, version: int, step: int, shards: Sequence[int], samples: int) -> float | None:
         """Update θ with the contributions of `shards`, see `Update.apply`."""
