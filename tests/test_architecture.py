@@ -45,7 +45,7 @@ def test_imports_point_one_way(part: str) -> None:
                 assert names[1] == part or names[1] in ALLOWED[part], f"{path.relative_to(HOUSE)} imports {module}"
 
 
-@pytest.mark.parametrize("name", ["engine", "policies", "events"])
+@pytest.mark.parametrize("name", ["engine", "enginestate", "policies", "events"])
 def test_the_core_touches_no_clock_no_thread_and_no_network(name: str) -> None:
     path = HOUSE / "server/paramserver/server" / f"{name}.py"
     outside = {"grpc", "threading", "time", "random", "asyncio", "socket", "os", "datetime", "numpy", "concurrent"}
