@@ -130,6 +130,13 @@ def test_the_same_push_twice_counts_once_and_gets_the_same_answer() -> None:
     assert cluster.engine.version == 0, "a retry must not stand in for the shard that is missing"
 
 
+def test_a_push_for_the_shard_of_another_is_refused_even_with_the_right_epoch() -> None:
+    cluster = training("a", "b")
+    contribution = cluster.contribution("a", worker="b")
+    assert refusals(cluster.feed(ev.Pushed(contribution))) == [Code.FENCED]
+    assert cluster.engine.clocks == [0, 0]
+
+
 def test_a_push_that_was_not_assigned_never_counts() -> None:
     cluster = training("a", "b")
     contribution = cluster.contribution("a")
