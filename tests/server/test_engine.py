@@ -134,7 +134,7 @@ def test_the_same_push_twice_counts_once_and_gets_the_same_answer() -> None:
 
 def test_a_push_for_the_shard_of_another_is_refused_even_with_the_right_epoch() -> None:
     cluster = training("a", "b")
-    contribution = cluster.contribution("a", worker="b")
+    contribution = cluster.contribution("a")._replace(worker="b")
     assert refusals(cluster.feed(ev.Pushed(contribution))) == [Code.FENCED]
     assert cluster.engine.clocks == [0, 0]
 
