@@ -45,10 +45,22 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
-    """The consistency policy and how long to train; a step is one contribution of every shard."""
+    """The consistency policy and how long to train; a step is one contribution of every shard.
+
+    A key that belongs to another mode stands by until the job is switched to that mode.
+    """
 
     mode: Literal["sync", "async", "ssp"] = "sync"
+    #: sync: contributions that close a round; 0 is one of every shard.
+    quorum: int = Field(default=0, ge=0)
+    #: ssp: steps that a shard may be ahead of the slowest.
     staleness: int = Field(default=3, ge=0)
+    #: async, ssp: versions that θ may have moved on since a contribution's pull; 0 is no bound.
+    max_delay: int = Field(default=0, ge=0)
+    #: async, ssp: divide the learning rate by 1 + delay.
+    staleness_scaling: bool = False
+    #: async, ssp: the λ of DC-ASGD-a; 0 is no compensation.
+    delay_compensation: float = Field(default=0.0, ge=0)
     reduce: Literal["mean", "sum"] = "mean"
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
@@ -170,6 +182,14 @@ class Job(Section):
     optimizer: OptimizerSection = OptimizerSection()
     stop: StopSection = StopSection()
     server: ServerSection = ServerSection()
+
+    @model_validator(mode="after")
+    def _can_make_progress(self) -> Self:
+        if self.train.quorum > self.data.shards:
+            raise ValueError(
+                f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}: no round would ever close"
+            )
+        return self
 
     @classmethod
     def from_dict(cls, tables: dict[str, Any], origin: str = "job") -> Job:

@@ -82,10 +82,14 @@ class RoundSum:
             self._next[index] = 0
 
 
-class Separate:
-    """Every contribution is an update of its own."""
+class Staged:
+    """Every contribution is kept by itself until it is known which ones make an update together.
 
-    def __init__(self) -> None:
+    Takes the memory of a whole gradient per shard.
+    """
+
+    def __init__(self, size: int, chunk: int) -> None:
+        self._count = -(-size // chunk)
         self._chunks: dict[int, list[Array]] = {}
 
     def add(self, shard: int, index: int, values: Array) -> None:
@@ -95,10 +99,18 @@ class Separate:
         self._chunks[shard].append(values)
 
     def drop(self, shard: int) -> None:
-        """Forget the unfinished contribution."""
-        self._chunks.pop(shard, None)
+        """Forget an unfinished contribution; a finished one may be waiting for its round."""
+        if len(self._chunks.get(shard, ())) < self._count:
+            self._chunks.pop(shard, None)
 
     def take(self, shards: Sequence[int]) -> Iterator[Array]:
-        """Yield the chunks of the one contribution."""
-        (shard,) = shards
-        yield from self._chunks.pop(shard)
+        """Yield the sums of these contributions, added in the order given."""
+        for first, *others in zip(*self.take_apart(shards), strict=True):
+            total = first
+            for chunk in others:
+                total = np.add(total, chunk, out=None if total is first else total)
+            yield total
+
+    def take_apart(self, shards: Sequence[int]) -> list[list[Array]]:
+        """Return the chunks of each of these contributions, and forget them."""
+        return [self._chunks.pop(shard) for shard in shards]
