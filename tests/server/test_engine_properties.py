@@ -551,6 +551,9 @@ def make_job(mode: str = "sync", shards: int = 2, steps: int = 5, staleness: int
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck),
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 TestEngine = EngineMachine.TestCase

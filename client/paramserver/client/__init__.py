@@ -1,7 +1,7 @@
 """Drives training: describes jobs, launches processes, watches them and evaluates what they learnt."""
 
 from paramserver.client.connection.client import Client, Point, Update
-from paramserver.client.train import Result, train
+from paramserver.client.training import Result, train
 from paramserver.wire.errors import (
     Busy,
     DataError,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from paramserver.client.connection.client import Client, Point
 from paramserver.client.launch import LocalCluster, check_workers
-from paramserver.client.train import Progress
+from paramserver.client.training import Progress
 from paramserver.wire.errors import JobFailed
 from paramserver.wire.job import Job
 from paramserver.worker.data import open_source

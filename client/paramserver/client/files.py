@@ -20,7 +20,11 @@ def atomically(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes the name `path` once it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        # Some writers replace the file by one that only its owner may read.
+        temporary.chmod(mode)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -72,7 +76,7 @@ def _write_npz(path: Path, theta: Mapping[str, NDArray[Any]]) -> None:
 def _write_safetensors(path: Path, theta: Mapping[str, NDArray[Any]]) -> None:
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(values) for name, values in theta.items()}, path)
+    save_file({name: np.asarray(values, order="C") for name, values in theta.items()}, path)
 
 
 _FORMATS = {".npz": _write_npz, ".safetensors": _write_safetensors}

@@ -22,7 +22,7 @@ def theta_sha256(theta: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(theta):
         values = np.asarray(theta[name])
-        values = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(values.shape)
+        values = np.asarray(values, values.dtype.newbyteorder("<"), order="C")
         digest.update(json.dumps([name, values.dtype.str, list(values.shape)]).encode() + b"\n")
         digest.update(values.data if values.size else b"")
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from paramserver.client.files import atomically
 from paramserver.wire.job import Job
 
 #: Above this ratio of largest to smallest loss a linear axis hides how the run ended.
-_LOGARITHMIC_FROM = 20.0
+_LOGARITHMIC_FROM = 5.0
 
 
 def plot_loss(job: Job, history: Sequence[Point], paths: Iterable[Path]) -> None:

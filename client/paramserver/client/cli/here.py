@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,7 @@ def train(
 ) -> None:
     """Train a job: on processes of this machine, or on a running server."""
     from paramserver.client import rundirectory
-    from paramserver.client.train import train as train_job
+    from paramserver.client.training import train as train_job
 
     job = Job.from_toml(job_file)
     directory = run or rundirectory.fresh_path(job)
@@ -68,6 +69,9 @@ def train(
     except JobFailed:
         if as_json:
             print_json(json.loads((directory / rundirectory.RESULT).read_text(encoding="utf-8")))
+        raise
+    except KeyboardInterrupt:
+        print(f"interrupted; what there is of the run is in {directory}", file=sys.stderr)
         raise
     if as_json:
         print_json(result.summary())

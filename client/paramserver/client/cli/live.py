@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -92,8 +93,8 @@ def _numbers(status: pb.StatusReply, steps_per_s: float) -> Text:
         parts.append(f"{steps_per_s:.3g} steps/s")
         left_s = (status.total_steps - step(status)) / steps_per_s
         if status.state == "train" and left_s > 0:
-            parts.append(f"{left_s:.0f} s left")
-    delays = f"staleness mean {mean_staleness(status):.2g}, most {max(status.staleness, default=0)}"
+            parts.append(f"{timedelta(seconds=round(left_s))} left")
+    delays = f"staleness {mean_staleness(status):.2g}, most {max(status.staleness, default=0)}"
     parts += [f"version {status.version}", delays]
     parts.append(f"{_size(status.bytes_received)} in, {_size(status.bytes_sent)} out")
     return Text(" · ".join(parts))

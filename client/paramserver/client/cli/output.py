@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paramserver.client.demo import Demonstration
-from paramserver.client.train import Result
+from paramserver.client.training import Result
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from paramserver.client.cli.plain import PlainLines
-from paramserver.client.train import Progress
+from paramserver.client.training import Progress
 
 
 @contextmanager

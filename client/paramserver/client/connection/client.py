@@ -105,11 +105,12 @@ class Client:
         patience = Patience(self.address, self._timeout_s, check)
         job_id, step = "", 0
         while True:
-            ended = False
+            heard = ended = False
             try:
                 call = self._control.Watch(pb.WatchRequest(after_step=step))
                 for reply in replies(call, patience.left_s if not job_id else self._timeout_s):
                     patience.reset()
+                    heard = True
                     job_id = job_id or reply.status.job_id
                     if reply.status.job_id != job_id:
                         raise JobFailed(f"the server at {self.address} came back without job {job_id}")
@@ -123,6 +124,9 @@ class Client:
                     return
                 patience.rest()
             except grpc.RpcError as failure:
+                if heard:
+                    # Silence has used the patience up, but only a new stream shows whether the server is there.
+                    patience.reset()
                 try:
                     patience.endure(failure)
                 except NotReady:
