@@ -86,7 +86,7 @@ def test_received_chunks_are_never_written_to() -> None:
 
 
 def test_separate_hands_out_each_contribution_alone_and_forgets_what_was_broken_off() -> None:
-    reduction = Separate()
+    reduction = Separate(size=2, chunk=1)
     reduction.add(0, 0, np.array([9.0]))
     reduction.add(1, 0, np.array([1.0]))
     reduction.drop(0)
@@ -99,3 +99,18 @@ def test_separate_hands_out_each_contribution_alone_and_forgets_what_was_broken_
     reduction.add(0, 0, np.array([7.0]))
     reduction.add(0, 0, np.array([8.0]))
     assert [p.tolist() for p in reduction.take([0])] == [[8.0]]
+
+
+@given(data=st.data())
+def test_separate_adds_up_who_is_named_and_a_finished_contribution_outlives_its_sender(data: st.DataObject) -> None:
+    shards = data.draw(st.integers(1, 5), "shards")
+    values = gradients(1, shards, 5, "float32")
+    reduction = Separate(size=5, chunk=2)
+    for shard in data.draw(st.permutations(range(shards)), "order of arrival"):
+        for index, part in enumerate(pieces(values[shard], 2)):
+            part.flags.writeable = False
+            reduction.add(shard, index, part)
+        reduction.drop(shard)
+    named = sorted(data.draw(st.sets(st.integers(0, shards - 1), min_size=1), "named"))
+    summed = np.concatenate(list(reduction.take(named)))
+    assert summed.tobytes() == in_order(values[named]).tobytes()

@@ -187,7 +187,8 @@ class Job(Section):
     def _can_make_progress(self) -> Self:
         if self.train.quorum > self.data.shards:
             raise ValueError(
-                f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}: no round would ever close"
+                f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}:"
+                " no round would ever close"
             )
         return self
 

@@ -27,10 +27,6 @@ MAX_BAD_PUSHES = 3
 HEARTBEATS_PER_LEASE = 3
 
 
-#: Refusals after which the worker has nothing more to push for its assignment.
-_SPENT = (Code.INVALID, Code.STALE, Code.SUPERSEDED)
-
-
 @dataclass(slots=True)
 class ShardState:
     """What the engine knows of one data shard."""
@@ -50,8 +46,8 @@ class ShardState:
     samples: int = 0
     #: Assigned under a policy that has changed since: what is computed does not count.
     recalled: bool = False
-    #: Step of the last accepted contribution, -1 before the first; rounds closed without the steps in between.
-    counted: int = -1
+    #: So many steps right below the clock were superseded: their rounds closed without the shard.
+    missed: int = 0
     #: When its clock last moved or its lease last changed hands.
     since: float = 0.0
 
@@ -178,8 +174,8 @@ class Engine:
         if self.ended:
             return ev.Refuse(worker, shard, step, Code.FENCED, f"the job is over: {self.reason}")
         state, clock = self.shards[shard], self.clocks[shard]
-        if state.counted < step < clock:
-            reason = f"step {step} of shard {shard} is superseded: its round closed without it; step {clock} is expected"
+        if clock - state.missed <= step < clock:
+            reason = f"the round of step {step} closed without shard {shard}; step {clock} is expected"
             return ev.Refuse(worker, shard, step, Code.SUPERSEDED, reason)
         if step < clock:
             reason = f"step {step} of shard {shard} is in already; step {clock} is expected"
@@ -340,7 +336,7 @@ class Engine:
         worker.pushes += 1
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1
-        shard.counted = c.step
+        shard.missed = 0
         self.samples += c.samples
         self.staleness[self.version - c.version] += 1
         if not self._policy.rounds:
@@ -369,7 +365,8 @@ class Engine:
             return
         for s in late:
             self.clocks[s] += 1
-            self.shards[s].loss, self.shards[s].samples = math.nan, 0
+            shard = self.shards[s]
+            shard.missed, shard.loss, shard.samples = shard.missed + 1, math.nan, 0
         in_shard_order = tuple(self._round[s] for s in sorted(self._round))
         self._round.clear()
         self._apply(in_shard_order, effects)
@@ -385,7 +382,6 @@ class Engine:
         self.staleness -= Counter(self.version - c.version for c in self._round.values())
         for c in self._round.values():
             self.clocks[c.shard] -= 1
-            self.shards[c.shard].counted = c.step - 1
             self.samples -= c.samples
         self._round.clear()
         for shard in self.shards:
@@ -435,7 +431,7 @@ class Engine:
         state = self.workers.get(refusal.worker)
         if state is not None:
             state.rejected[refusal.code.value] += 1
-            if refusal.shard in state.shards and refusal.code in _SPENT:
+            if refusal.shard in state.shards and refusal.code is Code.INVALID:
                 self.shards[refusal.shard].busy = False
 
     def _fail(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:

@@ -88,7 +88,8 @@ def _no_older_than(max_delay: int) -> Callable[[int, int], Decision]:
         if delay <= max_delay:
             return ALLOWED
         return Decision(
-            False, f"the contribution of shard {shard} is {delay} versions old, max_delay is {max_delay}: compute it again"
+            False,
+            f"the contribution of shard {shard} is {delay} versions old, max_delay is {max_delay}: compute it again",
         )
 
     return may_count

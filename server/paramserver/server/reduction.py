@@ -82,7 +82,7 @@ class RoundSum:
             self._next[index] = 0
 
 
-class Staged:
+class Separate:
     """Every contribution is kept by itself until it is known which ones make an update together.
 
     Takes the memory of a whole gradient per shard.

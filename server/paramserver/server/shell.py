@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from paramserver.server import events as ev
 from paramserver.server.run import Run
@@ -30,7 +31,7 @@ class Shell:
             Busy: if another job is running.
         """
         if self.run is not None:
-            if self.run.job_id == job_id and self.run.job == job:
+            if self.run.job_id == job_id and self.run.submitted == job:
                 return
             if not self.run.engine.ended:
                 raise Busy(f"job {self.run.job_id} ({self.run.job.task.use}) is running; stop it first")
@@ -40,6 +41,19 @@ class Shell:
             self.run.welcome(session)
         self.arm()
         self._announce()
+
+    def set_policy(self, changes: Mapping[str, str | int]) -> Run:
+        """Have the running job go on under another policy; returns it.
+
+        Raises:
+            JobError: if the job would be wrong; nothing is changed then.
+            NotReady: if no job is running.
+        """
+        if self.run is None or self.run.engine.ended:
+            raise NotReady("no job is running")
+        self.run.set_policy(changes)
+        self._announce()
+        return self.run
 
     def stop(self, reason: str) -> int:
         """End the running job and return the version of its parameters.

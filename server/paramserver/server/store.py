@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paramserver.server.compensation import DelayCompensation
+from paramserver.server.events import Contribution
 from paramserver.server.optimizers import StepInfo, make_optimizer, slice_state
 from paramserver.server.optimizers.norms import block_squares, clip_factor
 from paramserver.server.optimizers.norms import norm as norm_of
@@ -34,14 +36,10 @@ class Store:
         self.theta = theta
         self.version = 0
         self.chunk = CHUNK_BYTES // layout.dtype.itemsize
-        self._job = job
         self._total_steps = total_steps
         self._optimizer = make_optimizer(job.optimizer)
         self._state = self._optimizer.init(layout.size, layout.dtype)
-        rounds = job.train.mode == "sync"
-        self.incoming: Reduction = (
-            RoundSum(job.data.shards, layout.size, self.chunk, layout.dtype) if rounds else Separate()
-        )
+        self.restage(job)
         block = min(self.chunk, layout.size)
         self._gradient = np.empty(block, layout.dtype)
         self._scratch = np.empty((self._optimizer.scratch_rows, block), layout.dtype)
@@ -52,14 +50,37 @@ class Store:
         """Take one chunk of a contribution; its place was checked before."""
         self.incoming.add(shard, offset // self.chunk, values)
 
-    def apply(self, version: int, step: int, shards: Sequence[int], samples: int) -> float | None:
-        """Update θ with the summed contributions of `shards`; return the norm of the gradient if the job needs it.
+    def restage(self, job: Job) -> None:
+        """Take in contributions as the policy of `job` needs it, which may be new, and forget those not applied."""
+        self._job = job
+        size, dtype, train = self.layout.size, self.layout.dtype, job.train
+        in_rounds = train.mode == "sync"
+        self.incoming: Reduction = (
+            RoundSum(job.data.shards, size, self.chunk, dtype)
+            if in_rounds and not train.quorum
+            else Separate(size, self.chunk)
+        )
+        # In rounds nothing is ever late.
+        self._compensation = (
+            DelayCompensation(size, dtype, train.delay_compensation)
+            if train.delay_compensation and not in_rounds
+            else None
+        )
 
-        `step` numbers the update for schedules. The gradient is the sum divided by `samples` for a job that reduces
+    def granted(self, shard: int) -> None:
+        """Take note that the shard's next contribution will be computed at θ as it is now."""
+        if self._compensation is not None:
+            self._compensation.remember(shard, self.version, self.theta)
+
+    def apply(self, version: int, step: int, contributions: Sequence[Contribution]) -> float | None:
+        """Update θ with the sum of the contributions; return the norm of the gradient if the job needs it.
+
+        `step` numbers the update for schedules. The gradient is the sum divided by its samples for a job that reduces
         by mean, the plain sum otherwise.
         """
+        shards = [c.shard for c in contributions]
         rate = learning_rate(self._job.optimizer, step, self._total_steps)
-        scale = 1.0 / samples if self._job.train.reduce == "mean" else 1.0
+        scale = 1.0 / sum(c.samples for c in contributions) if self._job.train.reduce == "mean" else 1.0
         sums = self.incoming.take(shards)
         norm = None
         if self._measures:
@@ -70,11 +91,21 @@ class Store:
             )
             scale *= clip_factor(norm, self._job.optimizer.clip_norm)
             sums = iter([whole[i : i + self.chunk] for i in range(0, whole.size, self.chunk)])
+        if self._job.train.staleness_scaling:
+            freshness = 1.0 / (1 + max(self.version - c.version for c in contributions))
+            # ftrl's state holds terms of all steps at one learning rate.
+            if self._job.optimizer.name == "ftrl":
+                scale *= freshness
+            else:
+                rate *= freshness
         info = StepInfo(version, rate)
+        compensation = self._compensation
         layerwise = self._optimizer.layerwise
         if layerwise is not None:
             whole = np.concatenate(list(sums))
             np.multiply(whole, scale, out=whole)
+            if compensation is not None:
+                compensation.correct(shards[0], 0, whole, self.theta)
             self._update_by_tensor(layerwise, whole, info)
             sums = iter(())
         start = 0
@@ -83,6 +114,8 @@ class Store:
             gradient = self._gradient[: chunk.size]
             np.multiply(chunk, scale, out=gradient)
             theta, state = self.theta[start:stop], slice_state(self._state, start, stop)
+            if compensation is not None:
+                compensation.correct(shards[0], start, gradient, theta)
             self._optimizer.update(theta, gradient, state, info, theta, state, self._scratch)
             start = stop
         self.version = version

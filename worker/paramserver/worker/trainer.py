@@ -157,7 +157,9 @@ class Trainer:
                 self._buffer = np.empty(self._replica.layout.size, self._replica.layout.dtype)
             case "refusal":
                 refusal = message.refusal
-                log.warning("shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
+                expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
+                level = logging.INFO if expected else logging.WARNING
+                log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
             case "ended":
                 log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
                 self._learner = self._replica = None
