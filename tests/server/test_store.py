@@ -45,7 +45,7 @@ def test_a_served_layerwise_step_equals_the_direct_calls(
     layout = Layout(SHAPES, "float32")
     theta = rng.normal(size=layout.size).astype(np.float32)
     layout.views(theta)["zeros"][...] = 0
-    store = Store(job, layout, theta.copy(), total_steps=10)
+    store = Store(job, layout, [theta], total_steps=10)
 
     optimizer = make_optimizer(job.optimizer)
     assert optimizer.layerwise is not None
@@ -84,7 +84,7 @@ def late(shard: int, step: int, version: int, samples: int = 2) -> Contribution:
 def test_staleness_scaling_divides_the_rate_by_one_plus_the_delay(options: dict[str, Any]) -> None:
     layout = Layout([("w", (4,))], "float64")
     job = make_job(train={"mode": "async", "staleness_scaling": True, "dtype": "float64"}, optimizer=options)
-    store = Store(job, layout, np.ones(4), total_steps=10)
+    store = Store(job, layout, [np.ones(4)], total_steps=10)
     optimizer, theta = make_optimizer(job.optimizer), np.ones(4)
     state = optimizer.init(4, "float64")
     for version, computed_at in enumerate([0, 0, 1, 0, 4], start=1):
@@ -113,7 +113,7 @@ def test_delay_compensation_follows_the_formula(monkeypatch: pytest.MonkeyPatch)
     job = make_job(train={"mode": "async", "delay_compensation": strength, "dtype": "float64"})
     rng = np.random.default_rng(0)
     theta = rng.normal(size=5)
-    store = Store(job, layout, theta.copy(), total_steps=10)
+    store = Store(job, layout, [theta.copy()], total_steps=10)
     pulled, mean_square, steps = {}, np.zeros(5), [0, 0]
     for shard in (0, 1):
         store.granted(shard)
@@ -138,7 +138,7 @@ def test_without_delay_scaling_and_compensation_change_no_bit() -> None:
     thetas = []
     values = rng.normal(size=(4, 6)).astype(np.float32)
     for extra in ({}, {"staleness_scaling": True, "delay_compensation": 0.5}):
-        store = Store(make_job(train={"mode": "async", **extra}), Layout([("w", (6,))], "float32"), values[3].copy(), 9)
+        store = Store(make_job(train={"mode": "async", **extra}), Layout([("w", (6,))], "float32"), [values[3]], 9)
         for version in (1, 2, 3):
             store.granted(0)
             store.receive(0, 0, values[version - 1])

@@ -42,7 +42,7 @@ class DelayCompensation:
         self._pulled[shard] = self._latest[1]
 
     def correct(self, shard: int, start: int, gradient: Array, theta: Array) -> None:
-        """Correct a block of the shard's mean gradient in place; `start` is its first element within θ."""
+        """Correct a block of the shard's gradient in place; `start` is its first element within θ."""
         mean_square = self._mean_square[start : start + gradient.size]
         square = gradient * gradient
         mean_square *= DECAY

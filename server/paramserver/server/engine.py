@@ -329,8 +329,7 @@ class Engine:
     def _push(self, c: Contribution, effects: list[Effect], now: float) -> None:
         refusal = self.review(c)
         if refusal is not None:
-            self._count_refusal(refusal)
-            effects.append(refusal)
+            self._refuse(refusal, effects, now)
             return
         worker, shard = self.workers[c.worker], self.shards[c.shard]
         worker.pushes += 1
@@ -421,18 +420,20 @@ class Engine:
 
     def _misbehave(self, event: ev.Misbehaved, effects: list[Effect], now: float) -> None:
         refusal = ev.Refuse(event.worker, event.shard, event.step, Code.INVALID, event.reason)
-        self._count_refusal(refusal)
-        effects.append(refusal)
-        state = self.workers.get(event.worker)
-        if state is not None and state.rejected[Code.INVALID.value] >= MAX_BAD_PUSHES:
-            self._fail(event.worker, f"{MAX_BAD_PUSHES} bad pushes, the last: {event.reason}", effects, now)
+        self._refuse(refusal, effects, now)
 
-    def _count_refusal(self, refusal: ev.Refuse) -> None:
+    def _refuse(self, refusal: ev.Refuse, effects: list[Effect], now: float) -> None:
+        effects.append(refusal)
         state = self.workers.get(refusal.worker)
-        if state is not None:
-            state.rejected[refusal.code.value] += 1
-            if refusal.shard in state.shards and refusal.code is Code.INVALID:
-                self.shards[refusal.shard].busy = False
+        if state is None:
+            return
+        state.rejected[refusal.code.value] += 1
+        if refusal.code is not Code.INVALID:
+            return
+        if refusal.shard in state.shards:
+            self.shards[refusal.shard].busy = False
+        if state.rejected[Code.INVALID.value] >= MAX_BAD_PUSHES:
+            self._fail(refusal.worker, f"{MAX_BAD_PUSHES} bad pushes, the last: {refusal.reason}", effects, now)
 
     def _fail(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
         state = self.workers.get(worker)

@@ -5,25 +5,31 @@ Chunks are kept as views of the messages that brought them, until they are added
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from paramserver.wire.layout import Array
 
+#: Arrays of one chunk whose sum, from first to last, is the gradient's; one or more.
+Terms = list[Array]
+
 
 class Reduction(Protocol):
-    """Collects chunks of contributions and hands out the sum of those that make an update."""
+    """Collects chunks of contributions and hands out those that make an update."""
 
     def add(self, shard: int, index: int, values: Array) -> None:
         """Take chunk `index` of the shard's next contribution; chunks of one contribution come in order."""
 
+    def hold(self, shard: int, contribution: Array) -> None:
+        """Take a whole contribution by reference; it stays where it is until it was taken."""
+
     def drop(self, shard: int) -> None:
         """Forget what came of the shard's unfinished contribution, if that is safe to forget."""
 
-    def take(self, shards: Sequence[int]) -> Iterator[Array]:
-        """Yield the summed chunks of the finished contributions of `shards`, and start anew."""
+    def take(self, shards: Sequence[int]) -> list[Terms]:
+        """Return, for every chunk, what of the contributions of `shards` is left to add up, and start anew."""
 
 
 class RoundSum:
@@ -37,8 +43,10 @@ class RoundSum:
     def __init__(self, shards: int, size: int, chunk: int, dtype: np.dtype[np.generic]) -> None:
         self._shards = shards
         self._chunk = chunk
-        # With one shard the sum is the contribution itself, and nothing is added up.
-        self._sum: Array = np.full(size if shards > 1 else 0, 0, dtype)
+        self._size = size
+        self._dtype = dtype
+        #: Made when the first two chunks are added up; contributions in shared memory need none.
+        self._sum: Array | None = None
         count = -(-size // chunk)
         #: The next shard to be added, per chunk.
         self._next = [0] * count
@@ -60,6 +68,8 @@ class RoundSum:
             if partial is None:
                 self._partial[index] = chunk
             else:
+                if self._sum is None:
+                    self._sum = np.full(self._size, 0, self._dtype)
                 start = index * self._chunk
                 out = self._sum[start : start + chunk.size]
                 np.add(partial, chunk, out=out)
@@ -68,27 +78,38 @@ class RoundSum:
             chunk = self._early.pop((index, turn), None)
         self._next[index] = turn
 
+    def hold(self, shard: int, contribution: Array) -> None:
+        """Keep the chunks for `take`: they are read where they lie, once, when everything else is in."""
+        for index in range(len(self._next)):
+            start = index * self._chunk
+            self._early.setdefault((index, shard), contribution[start : start + self._chunk])
+
     def drop(self, shard: int) -> None:
         """Keep everything: the next holder of the shard sends the same bits."""
 
-    def take(self, shards: Sequence[int]) -> Iterator[Array]:
-        """Yield the sums of the round; `shards` are all of them."""
-        if len(shards) != self._shards or any(turn != self._shards for turn in self._next):
-            raise AssertionError(f"a round of {len(shards)} shards was applied before all chunks were in")
-        for index, partial in enumerate(self._partial):
-            assert partial is not None
-            yield partial
-            self._partial[index] = None
-            self._next[index] = 0
+    def take(self, shards: Sequence[int]) -> list[Terms]:
+        """Return the terms of the round; `shards`, in order, are all of them or all that are not ahead of the round."""
+        chunks = []
+        for index, (turn, partial) in enumerate(zip(self._next, self._partial, strict=True)):
+            rest = [self._early.get((index, shard)) for shard in shards if shard >= turn]
+            terms = [term for term in (partial, *rest) if term is not None]
+            if turn + len(rest) != len(shards) or len(terms) != len(rest) + (turn > 0):
+                raise AssertionError(f"a round of {len(shards)} shards was applied before all chunks were in")
+            chunks.append(terms)
+        self._partial = [None] * len(chunks)
+        self._next = [0] * len(chunks)
+        self._early.clear()
+        return chunks
 
 
 class Separate:
     """Every contribution is kept by itself until it is known which ones make an update together.
 
-    Takes the memory of a whole gradient per shard.
+    Where rounds close on some of the shards, this takes the memory of a whole gradient per shard.
     """
 
     def __init__(self, size: int, chunk: int) -> None:
+        self._chunk = chunk
         self._count = -(-size // chunk)
         self._chunks: dict[int, list[Array]] = {}
 
@@ -98,19 +119,16 @@ class Separate:
             self._chunks[shard] = []
         self._chunks[shard].append(values)
 
+    def hold(self, shard: int, contribution: Array) -> None:
+        """Keep the contribution for `take`."""
+        starts = range(0, contribution.size, self._chunk)
+        self._chunks[shard] = [contribution[start : start + self._chunk] for start in starts]
+
     def drop(self, shard: int) -> None:
         """Forget an unfinished contribution; a finished one may be waiting for its round."""
         if len(self._chunks.get(shard, ())) < self._count:
             self._chunks.pop(shard, None)
 
-    def take(self, shards: Sequence[int]) -> Iterator[Array]:
-        """Yield the sums of these contributions, added in the order given."""
-        for first, *others in zip(*self.take_apart(shards), strict=True):
-            total = first
-            for chunk in others:
-                total = np.add(total, chunk, out=None if total is first else total)
-            yield total
-
-    def take_apart(self, shards: Sequence[int]) -> list[list[Array]]:
-        """Return the chunks of each of these contributions, and forget them."""
-        return [self._chunks.pop(shard) for shard in shards]
+    def take(self, shards: Sequence[int]) -> list[Terms]:
+        """Return, for every chunk, that of each of these contributions in the order given."""
+        return [list(terms) for terms in zip(*(self._chunks.pop(shard) for shard in shards), strict=True)]

@@ -12,11 +12,12 @@ from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
 from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
 from paramserver.server.store import Store
-from paramserver.wire.errors import ParamserverError, TensorError
+from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
+from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 _REFUSAL_CODES = {
@@ -97,6 +98,8 @@ class Run:
             case "pull":
                 session.held = message.pull.held if message.pull.HasField("held") else None
                 self.feed(ev.Pulled(session.name))
+            case "slot":
+                self._take_slot(session, message.slot)
             case "heartbeat":
                 self.feed(ev.Heard(session.name))
             case "survey":
@@ -114,6 +117,7 @@ class Run:
         if push.offset == 0:
             session.incoming = session.discarding = None
             contribution = _contribution(session.name, push)
+            # Before the first byte is added up: a sum cannot be taken apart again.
             if self.engine.review(contribution) is not None:
                 session.discarding = name
                 # The engine repeats its answer and counts the refusal.
@@ -127,7 +131,10 @@ class Run:
                     raise TensorError("a push came before the parameters were initialised")
                 if incoming is None or (incoming.push.shard, incoming.push.epoch, incoming.push.step) != name:
                     raise TensorError(f"a push must begin at offset 0, this one came with offset {push.offset}")
-                self._take_chunk(self.store, incoming, push, payload)
+                if push.shared:
+                    self._take_shared(self.store, session, incoming)
+                else:
+                    self._take_chunk(self.store, incoming, push, payload)
             except TensorError as error:
                 session.incoming, session.discarding = None, name
                 reason = f"push of worker {session.name}, shard {push.shard}, step {push.step}: {error}"
@@ -135,7 +142,8 @@ class Run:
             else:
                 if incoming.next_offset == self.store.layout.size:
                     session.incoming = None
-                    self.feed(ev.Pushed(_contribution(session.name, push)))
+                    # The numbers that were checked: those of the first chunk.
+                    self.feed(ev.Pushed(_contribution(session.name, incoming.push)))
         if push.pull:
             session.held = push.version
             self.feed(ev.Pulled(session.name))
@@ -152,6 +160,23 @@ class Run:
             raise TensorError(_where_not_finite(store.layout, push.offset, values))
         incoming.next_offset += values.size
         store.receive(push.shard, push.offset, values)
+
+    def _take_slot(self, session: Session, slot: pb.Slot) -> None:
+        if not session.shares_memory or self.store is None:
+            raise ProtocolError(f"worker {session.name} offers a slot without sharing memory with this server")
+        layout, memory = self.store.layout, slot.memory
+        session.slots[slot.shard] = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
+
+    def _take_shared(self, store: Store, session: Session, incoming: Incoming) -> None:
+        shard = incoming.push.shard
+        if shard not in session.slots:
+            raise TensorError(f"the contribution lies in a slot for shard {shard}, but none was offered")
+        contribution = session.slots[shard].values
+        offset = store.update.first_not_finite(contribution)
+        if offset is not None:
+            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]))
+        incoming.next_offset = contribution.size
+        store.incoming.hold(shard, contribution)
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
         name = session.name
@@ -187,9 +212,9 @@ class Run:
         # θ is allocated only once its bytes are really here, not when a peer announces them.
         session.initial.append(payload)
         if held + values.size == layout.size:
-            theta = np.frombuffer(b"".join(session.initial), dtype=layout.dtype).copy()
+            pieces = (np.frombuffer(piece, dtype=layout.dtype) for piece in session.initial)
+            self.store = Store(self.job, layout, pieces, self.engine.total_steps)
             session.initial = []
-            self.store = Store(self.job, layout, theta, self.engine.total_steps)
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
 
     def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
@@ -250,9 +275,10 @@ class Run:
             return
         if not session.knows_layout:
             session.knows_layout = True
-            session.send(encode(pb.ServerMessage(layout=pb.Layout(tensors=self.store.layout.to_proto()))))
-        messages = self.store.work(work, session.held)
-        if session.held != self.store.version:
+            session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
+        is_held = session.shares_memory or session.held == self.store.version
+        messages = self.store.work(work, is_held)
+        if not is_held:
             session.sent += self.store.theta.nbytes
         session.send(*messages)
 
@@ -267,8 +293,12 @@ class Run:
         self.job = self.job.model_copy(update={"train": train})
         if self.store is None:
             return
+        moved = self.store.moves
         self.store.restage(self.job)
         for session in self._sessions.values():
+            # How a worker may read θ in shared memory is part of the layout.
+            if session.shares_memory and self.store.moves != moved:
+                session.knows_layout = False
             if session.incoming is not None:
                 _pass_over(session, session.incoming.push)
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Answers that may wait for a worker; an honest one reads them, so one that lets them pile up is cut off.
@@ -35,6 +36,10 @@ class Session:
     initial_layout: list[pb.Tensor] = field(default_factory=list)
     #: Version that the worker holds whole, as its last pull said.
     held: int | None = None
+    #: The worker has proved that it can map this process's memory.
+    shares_memory: bool = False
+    #: Where the worker lays its contributions, by shard.
+    slots: dict[int, Segment] = field(default_factory=dict)
     knows_census: bool = False
     knows_layout: bool = False
     #: Tensor bytes.
@@ -76,5 +81,6 @@ class Session:
         """Forget what belonged to an earlier job."""
         self.incoming = self.discarding = self.held = None
         self.initial, self.initial_layout = [], []
+        self.slots = {}
         self.knows_census = self.knows_layout = False
         self.received = self.sent = 0

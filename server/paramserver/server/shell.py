@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
+
+import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.run import Run
 from paramserver.server.session import Session
+from paramserver.wire import sharing
 from paramserver.wire.errors import Busy, NotReady
 from paramserver.wire.job import Job
+from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 
@@ -21,6 +26,11 @@ class Shell:
         self.sessions: dict[str, Session] = {}
         self.run: Run | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: Random bytes in shared memory: whoever sends them back has mapped it.
+        self.probe: Segment | None = None
+        if sharing.AVAILABLE:
+            self.probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
+            self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
         #: Set and replaced when the job starts, ends or is asked to: wakes those who watch.
         self.changed = asyncio.Event()
 
@@ -88,6 +98,9 @@ class Shell:
 
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a joined worker."""
+        if message.HasField("share"):
+            session.shares_memory = self.probe is not None and message.share.proof == self.probe.values.tobytes()
+            return
         if self.run is None or self.sessions.get(session.name) is not session:
             return
         engine = self.run.engine

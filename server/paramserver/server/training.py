@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import grpc
@@ -56,6 +57,8 @@ class TrainingService:
             raise ProtocolError(f"a worker name has 1 to 256 characters, this one {len(join.worker)}")
         session = Session(join)
         welcome = pb.Welcome(protocol=PROTOCOL, chunk_bytes=CHUNK_BYTES)
+        if self._shell.probe is not None:
+            welcome.probe.pid, welcome.probe.descriptor = os.getpid(), self._shell.probe.descriptor
         session.send(encode(pb.ServerMessage(welcome=welcome)))
         return session
 

@@ -25,10 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=_shards, default=((), ()), metavar="WHICH", help="auto, 0,1 or pinned:3")
     parser.add_argument("--base", type=Path, metavar="DIR", help="where relative paths of a job start")
     parser.add_argument("--connect-timeout", type=float, default=60.0, metavar="S", help="give up after S seconds")
+    parser.add_argument(
+        "--transport",
+        choices=("auto", "stream"),
+        default="auto",
+        help="auto: shared memory with a server on this machine, else the stream; stream: always the stream",
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     accepts, pinned = arguments.shards
-    trainer = Trainer(Identity(arguments.name, accepts, pinned), arguments.base)
+    trainer = Trainer(
+        Identity(arguments.name, accepts, pinned), arguments.base, may_share=arguments.transport == "auto"
+    )
     keep_freed_memory()
     try:
         asyncio.run(work_until_signalled(arguments.server, trainer, arguments.connect_timeout))

@@ -20,10 +20,12 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
+from paramserver.wire import sharing
 from paramserver.wire.errors import ParamserverError, ProtocolError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.moments import Moments
+from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.learner import Learner
@@ -62,16 +64,57 @@ class Identity:
 
 
 class Replica:
-    """The worker's copy of θ: one flat vector and read-only views of its tensors."""
+    """θ as the worker sees it: read-only views of its tensors, in a copy of its own or in the server's memory.
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.flat: Array = np.empty(layout.size, layout.dtype)
-        readonly = self.flat.view()
+    Raises:
+        ProtocolError: if the server names memory that cannot be mapped.
+    """
+
+    def __init__(self, described: pb.Layout, dtype: str) -> None:
+        self.layout = layout = Layout.from_proto(described.tensors, dtype)
+        self._shared: Segment | None = None
+        if described.HasField("theta"):
+            memory = described.theta
+            self._shared = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
+        self.shares_memory = self._shared is not None
+        if self._shared is not None and not described.moves:
+            flat, self._shared = self._shared.values, None
+        else:
+            flat = np.empty(layout.size, layout.dtype)
+        self._flat: Array = flat
+        readonly = flat.view()
         readonly.flags.writeable = False
         self.views = layout.views(readonly)
-        #: The version that is here whole, or None.
-        self.version: int | None = None
+
+    def write(self, offset: int, values: Array) -> None:
+        """Take parameters that came in a message."""
+        if self.shares_memory:
+            raise ProtocolError("the server sent parameters to a worker that shares its memory")
+        self._flat[offset : offset + values.size] = values
+
+    def settle(self) -> None:
+        """Make the views show one whole version, after `write` or from the server's moving memory."""
+        if self._shared is not None:
+            self._shared.copy_whole(self._flat)
+
+
+class Outgoing:
+    """Where contributions are laid before they go: one buffer, or one slot per shard in shared memory."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._layout = replica.layout
+        self._slots: dict[int, Segment] | None = {} if replica.shares_memory else None
+        self._buffer: Array = np.empty(0 if replica.shares_memory else replica.layout.size, replica.layout.dtype)
+
+    def place(self, shard: int) -> tuple[Array, pb.Slot | None]:
+        """Return the flat vector for the shard's contribution, and what to tell the server if it is new to it."""
+        if self._slots is None:
+            return self._buffer, None
+        if shard in self._slots:
+            return self._slots[shard].values, None
+        self._slots[shard] = slot = Segment.create(self._layout.size, self._layout.dtype)
+        memory = pb.SharedMemory(pid=os.getpid(), descriptor=slot.descriptor)
+        return slot.values, pb.Slot(shard=shard, memory=memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +134,7 @@ class Trainer:
     """Works for one server, over any number of streams and jobs.
 
     `compute` replaces the task's own gradient, for a worker with a loop of its own; `on_end` is called whenever a job
-    has ended.
+    has ended. With `may_share` False tensors always travel in messages, even within one machine.
     """
 
     def __init__(
@@ -100,7 +143,9 @@ class Trainer:
         base: Path | None = None,
         compute: Compute | None = None,
         on_end: Callable[[], None] = lambda: None,
+        may_share: bool = True,
     ) -> None:
+        self._may_share = may_share
         self._identity = identity
         self._base = base
         self._on_end = on_end
@@ -109,7 +154,7 @@ class Trainer:
         self._job_id = ""
         self._learner: Learner | None = None
         self._replica: Replica | None = None
-        self._buffer: Array = np.empty(0)
+        self._outgoing: Outgoing | None = None
         self._heartbeat_s = 0.0
         self._chunk_bytes = 0
         self._last_step_s = float("inf")
@@ -126,7 +171,7 @@ class Trainer:
             ProtocolError: if the server breaks the contract.
         """
         self.joined = False
-        self._replica = None
+        self._replica = self._outgoing = None
         await stream.send(pb.WorkerMessage(join=self._identity.join()))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
@@ -134,6 +179,17 @@ class Trainer:
                 await self._take(stream, *received)
         finally:
             heartbeat.cancel()
+
+    async def _offer_to_share(self, stream: Stream, welcome: pb.Welcome) -> None:
+        """Prove to the server that this process sees its memory, if it does."""
+        if not self._may_share or not sharing.AVAILABLE or not welcome.HasField("probe"):
+            return
+        probe = welcome.probe
+        try:
+            proof = Segment.open(probe.pid, probe.descriptor, PROBE_BYTES, np.dtype(np.uint8)).values.tobytes()
+        except ProtocolError:
+            return
+        await stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
 
     async def _beside_the_loop(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = partial(function, *arguments, **named)
@@ -146,6 +202,7 @@ class Trainer:
             case "welcome":
                 self.joined = True
                 self._chunk_bytes = message.welcome.chunk_bytes
+                await self._offer_to_share(stream, message.welcome)
                 log.info("joined %s as %s", stream.address, self._identity.name)
             case "job":
                 self._start(message.job)
@@ -153,8 +210,8 @@ class Trainer:
             case "census":
                 self._take_census(message.census, payload)
             case "layout":
-                self._replica = Replica(Layout.from_proto(message.layout.tensors, self._job.train.dtype))
-                self._buffer = np.empty(self._replica.layout.size, self._replica.layout.dtype)
+                self._replica = Replica(message.layout, self._job.train.dtype)
+                self._outgoing = Outgoing(self._replica)
             case "refusal":
                 refusal = message.refusal
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
@@ -162,7 +219,7 @@ class Trainer:
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
             case "ended":
                 log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
-                self._learner = self._replica = None
+                self._learner = self._replica = self._outgoing = None
                 self._job_id = ""
                 self._working.clear()
                 self._on_end()
@@ -181,10 +238,12 @@ class Trainer:
 
     def _start(self, started: pb.JobStarted) -> None:
         self._heartbeat_s = started.heartbeat_s
-        # The same job on a new stream: the shards that were read are still good.
-        if started.job_id != self._job_id or self._learner is None:
+        job = Job.from_json(started.job_json)
+        # The same job on a new stream: the shards that were read are still good. A server that was started anew
+        # does not know that a name was used before, so the name alone does not make it the same job.
+        if self._learner is None or (started.job_id, job) != (self._job_id, self._learner.job):
             self._job_id = started.job_id
-            self._learner = Learner(Job.from_json(started.job_json), self._base)
+            self._learner = Learner(job, self._base)
         self._working.set()
         log.info("job %s: %s on %s", started.job_id, self._job.task.use, self._job.data.source)
 
@@ -201,12 +260,11 @@ class Trainer:
             if replica is None:
                 raise ProtocolError("the server sent parameters without a layout")
             values = read_values(payload, replica.layout.dtype, work.offset, replica.layout.size)
-            replica.version = None
-            replica.flat[work.offset : work.offset + values.size] = values
+            replica.write(work.offset, values)
         if not work.last:
             return
         if replica is not None:
-            replica.version = work.version
+            replica.settle()
         try:
             await self._carry_out(stream, work)
         except ParamserverError as error:
@@ -252,11 +310,13 @@ class Trainer:
             await stream.send(pb.WorkerMessage(initial=message), chunk)
 
     async def _push_gradient(self, stream: Stream, assignment: pb.Assignment, version: int, pull: bool) -> None:
-        replica = self._replica
-        if replica is None:
+        replica, outgoing = self._replica, self._outgoing
+        if replica is None or outgoing is None:
             raise ProtocolError("the server assigned a gradient without parameters")
         gradient = await self._compute(self._current_learner, replica.views, assignment.shard, assignment.step)
-        flat = self._buffer
+        flat, slot = outgoing.place(assignment.shard)
+        if slot is not None:
+            await stream.send(pb.WorkerMessage(slot=slot))
         replica.layout.pack(gradient.arrays, flat, scale=gradient.samples)
         push = pb.Push(
             shard=assignment.shard,
@@ -266,6 +326,10 @@ class Trainer:
             samples=gradient.samples,
             loss=gradient.loss,
         )
+        if replica.shares_memory:
+            push.shared, push.pull = True, pull
+            await stream.send(pb.WorkerMessage(push=push))
+            return
         for start, chunk in self._chunks(flat):
             push.offset = start
             push.pull = pull and start + chunk.size == flat.size

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "payload")
+    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "payload")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     SURVEY_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,8 @@ class WorkerMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     join: Join
     pull: PullWork
@@ -25,8 +27,10 @@ class WorkerMessage(_message.Message):
     heartbeat: Heartbeat
     leave: Leave
     failure: Failure
+    share: Share
+    slot: Slot
     payload: bytes
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
     __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "payload")
@@ -65,12 +69,36 @@ class Join(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "chunk_bytes")
+    __slots__ = ("protocol", "chunk_bytes", "probe")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     chunk_bytes: int
-    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
+    probe: SharedMemory
+    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., probe: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("pid", "descriptor")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    descriptor: int
+    def __init__(self, pid: _Optional[int] = ..., descriptor: _Optional[int] = ...) -> None: ...
+
+class Share(_message.Message):
+    __slots__ = ("proof",)
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    proof: bytes
+    def __init__(self, proof: _Optional[bytes] = ...) -> None: ...
+
+class Slot(_message.Message):
+    __slots__ = ("shard", "memory")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    memory: SharedMemory
+    def __init__(self, shard: _Optional[int] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class JobStarted(_message.Message):
     __slots__ = ("job_id", "job_json", "heartbeat_s")
@@ -93,10 +121,14 @@ class Census(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., features: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Layout(_message.Message):
-    __slots__ = ("tensors",)
+    __slots__ = ("tensors", "theta", "moves")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    THETA_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
-    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
+    theta: SharedMemory
+    moves: bool
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., theta: _Optional[_Union[SharedMemory, _Mapping]] = ..., moves: bool = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape")
@@ -171,7 +203,7 @@ class Initial(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull")
+    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +212,7 @@ class Push(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     step: int
@@ -188,7 +221,8 @@ class Push(_message.Message):
     loss: float
     offset: int
     pull: bool
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ...) -> None: ...
+    shared: bool
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

@@ -1,0 +1,163 @@
+"""One update of θ: adds up what is left to add, clips, and lets the optimizer work, block by block in cache.
+
+Everything is elementwise or summed in a fixed order, so neither blocks nor threads show in the bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from paramserver.server.events import Contribution
+from paramserver.server.optimizers import StepInfo, make_optimizer, slice_state
+from paramserver.server.optimizers.norms import block_squares, clip_factor
+from paramserver.server.optimizers.norms import norm as norm_of
+from paramserver.server.optimizers.optimizer import Layerwise
+from paramserver.server.optimizers.schedule import learning_rate
+from paramserver.server.reduction import Terms
+from paramserver.wire.job import Job
+from paramserver.wire.layout import Array, Layout, is_finite
+
+#: Corrects a block of the gradient in place: (first element, gradient, θ), blocks in any order and on several threads.
+Correct = Callable[[int, Array, Array], None]
+
+#: A thread is worth starting for this many chunks.
+CHUNKS_PER_THREAD = 2
+
+#: numpy lets go of the interpreter lock, so two threads use two memory channels; more rarely help.
+MAX_THREADS = min(4, os.cpu_count() or 1)
+
+
+class Update:
+    """Applies a job's optimizer to a flat θ in chunks of `chunk` elements; owns the optimizer's state."""
+
+    def __init__(self, job: Job, layout: Layout, chunk: int, total_steps: int) -> None:
+        self._job = job
+        self._layout = layout
+        self._chunk = chunk
+        self._total_steps = total_steps
+        self._optimizer = make_optimizer(job.optimizer)
+        self.state = self._optimizer.init(layout.size, layout.dtype)
+        starts = range(0, layout.size, chunk)
+        #: Where each chunk lies in the flat vector.
+        self._places = [slice(start, min(start + chunk, layout.size)) for start in starts]
+        self._measures = job.optimizer.clip_norm > 0 or job.stop.tolerance > 0
+        threads = max(1, min(MAX_THREADS, len(self._places) // CHUNKS_PER_THREAD))
+        self._pool = ThreadPoolExecutor(threads, "update") if threads > 1 else None
+        share = -(-len(self._places) // threads)
+        self._shares = [range(i, min(i + share, len(self._places))) for i in range(0, len(self._places), share)]
+        block = min(chunk, layout.size)
+        rows = self._optimizer.scratch_rows
+        #: One gradient block and scratch per thread.
+        self._work = [(np.empty(block, layout.dtype), np.empty((rows, block), layout.dtype)) for _ in self._shares]
+
+    def apply(
+        self,
+        theta: Array,
+        chunks: list[Terms],
+        version: int,
+        step: int,
+        contributions: Sequence[Contribution],
+        correct: Correct | None = None,
+    ) -> float | None:
+        """Update `theta` in place with the summed chunks; return the gradient's norm if the job needs it.
+
+        `step` numbers the update for schedules. The gradient is the sum divided by the samples of the contributions
+        for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it.
+        """
+        rate = learning_rate(self._job.optimizer, step, self._total_steps)
+        scale = 1.0 / sum(c.samples for c in contributions) if self._job.train.reduce == "mean" else 1.0
+        freshness = 1.0
+        if self._job.train.staleness_scaling:
+            freshness = 1.0 / (version - min(c.version for c in contributions))
+        # The state of ftrl holds terms of all steps at one learning rate, so there the gradient is scaled.
+        scales_gradient = self._job.optimizer.name == "ftrl"
+        info = StepInfo(version, rate if scales_gradient else rate * freshness)
+        layerwise = self._optimizer.layerwise
+        norm = None
+        if self._measures or layerwise is not None:
+            # Norms see the whole gradient before the first block is applied.
+            whole = np.empty(self._layout.size, self._layout.dtype)
+            for place, terms in zip(self._places, chunks, strict=True):
+                _add_up(terms, scale, whole[place])
+            if self._measures:
+                tensors = self._layout.views(whole).values()
+                norm = norm_of(np.concatenate([block_squares(tensor.ravel()) for tensor in tensors]))
+                factor = clip_factor(norm, self._job.optimizer.clip_norm)
+                if factor != 1.0:
+                    np.multiply(whole, factor, out=whole)
+            if layerwise is not None:
+                if correct is not None:
+                    correct(0, whole, theta)
+                self._update_by_tensor(theta, layerwise, whole, info)
+                return norm
+            chunks, scale = [[whole[place]] for place in self._places], 1.0
+        if scales_gradient:
+            scale *= freshness
+
+        def update_share(number: int) -> None:
+            gradient, scratch = self._work[number]
+            for index in self._shares[number]:
+                place = self._places[index]
+                block, state = theta[place], slice_state(self.state, place.start, place.stop)
+                summed = gradient[: block.size]
+                _add_up(chunks[index], scale, summed)
+                if correct is not None:
+                    correct(place.start, summed, block)
+                self._optimizer.update(block, summed, state, info, block, state, scratch)
+
+        self._spread(update_share)
+        return norm
+
+    def first_not_finite(self, vector: Array) -> int | None:
+        """Return the offset of the first chunk of a whole vector that holds NaN or infinity, or None."""
+        bad: list[int] = []
+
+        def look(number: int) -> None:
+            for index in self._shares[number]:
+                if not is_finite(vector[self._places[index]]):
+                    bad.append(index)
+                    return
+
+        self._spread(look)
+        return self._places[min(bad)].start if bad else None
+
+    def _spread(self, work: Callable[[int], None]) -> None:
+        """Run `work` for every share, on all threads."""
+        if self._pool is None:
+            work(0)
+        else:
+            list(self._pool.map(work, range(len(self._shares))))
+
+    def _update_by_tensor(self, theta: Array, layerwise: Layerwise, gradient: Array, info: StepInfo) -> None:
+        """Update θ with a learning rate scaled for each tensor by the norms of all of it."""
+        scratch = self._work[0][1]
+        for tensor in self._layout.tensors:
+            end = tensor.offset + tensor.size
+            blocks = [slice(i, min(i + self._chunk, end)) for i in range(tensor.offset, end, self._chunk)]
+            for block in blocks:
+                state = slice_state(self.state, block.start, block.stop)
+                layerwise.direction(theta[block], gradient[block], state, info, state, scratch)
+            ratio = layerwise.ratio(
+                norm_of(block_squares(theta[tensor.offset : end])),
+                norm_of(block_squares(gradient[tensor.offset : end])),
+            )
+            scaled = info._replace(learning_rate=info.learning_rate * ratio)
+            for block in blocks:
+                part, state = theta[block], slice_state(self.state, block.start, block.stop)
+                self._optimizer.update(part, gradient[block], state, scaled, part, state, scratch)
+
+
+def _add_up(terms: Terms, scale: float, out: Array) -> None:
+    """Write `scale` times the sum of the terms, from first to last, to `out`."""
+    if len(terms) == 1:
+        np.multiply(terms[0], scale, out=out)
+        return
+    np.add(terms[0], terms[1], out=out)
+    for term in terms[2:]:
+        np.add(out, term, out=out)
+    if scale != 1.0:
+        np.multiply(out, scale, out=out)
