@@ -62,6 +62,14 @@ class TrainSection(Section):
     #: async, ssp: the λ of DC-ASGD-a; 0 is no compensation.
     delay_compensation: float = Field(default=0.0, ge=0)
     reduce: Literal["mean", "sum"] = "mean"
+    #: sync: how the contributions of a round become one gradient.
+    aggregate: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum"] = "mean"
+    #: trimmed_mean: values left out at either end of every coordinate.
+    trim: int = Field(default=0, ge=0)
+    #: krum, multi_krum: contributions of a round that may be hostile.
+    byzantine: int = Field(default=0, ge=0)
+    #: sync: bound on the norm of every contribution's mean gradient; 0 is no bound.
+    clip_contribution: float = Field(default=0.0, ge=0)
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -72,6 +80,27 @@ class TrainSection(Section):
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"epochs = {self.epochs} and steps = {self.steps} are both set; give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _aggregate_fits(self) -> Self:
+        how = self.aggregate
+        if self.trim and how != "trimmed_mean":
+            raise ValueError(f"trim = {self.trim} has no meaning for {how!r}, only for 'trimmed_mean'")
+        if self.byzantine and how not in ("krum", "multi_krum"):
+            raise ValueError(
+                f"byzantine = {self.byzantine} has no meaning for {how!r}, only for 'krum' and 'multi_krum'"
+            )
+        if self.is_robust and (self.mode, self.reduce) != ("sync", "mean"):
+            raise ValueError(
+                f"aggregate = {how!r} with clip_contribution = {self.clip_contribution:g} needs mode = 'sync'"
+                f" and reduce = 'mean', found {self.mode!r} and {self.reduce!r}"
+            )
+        return self
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether a round is anything else than the sum of its contributions."""
+        return self.aggregate != "mean" or self.clip_contribution > 0
 
     @property
     def epochs_or_default(self) -> float:
@@ -189,6 +218,17 @@ class Job(Section):
             raise ValueError(
                 f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}:"
                 " no round would ever close"
+            )
+        train, found = self.train, self.train.quorum or self.data.shards
+        if 2 * train.trim >= found:
+            raise ValueError(
+                f"train.trim = {train.trim} leaves nothing of the {found} contributions of a round;"
+                f" allowed are up to {(found - 1) // 2}"
+            )
+        if train.aggregate in ("krum", "multi_krum") and found < 2 * train.byzantine + 3:
+            raise ValueError(
+                f"train.byzantine = {train.byzantine} needs {2 * train.byzantine + 3} contributions in a round"
+                f" for {train.aggregate!r}, found {found}"
             )
         return self
 

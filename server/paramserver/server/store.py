@@ -61,8 +61,9 @@ class Store:
         in_rounds = train.mode == "sync"
         #: False if whoever reads θ in shared memory may take its time, see above.
         self.moves = not in_rounds or train.quorum > 0
+        apart = self.moves or train.is_robust
         self.incoming: Reduction = (
-            Separate(size, self.chunk) if self.moves else RoundSum(job.data.shards, size, self.chunk, dtype)
+            Separate(size, self.chunk) if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         )
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None

@@ -18,6 +18,7 @@ from paramserver.server.optimizers.norms import norm as norm_of
 from paramserver.server.optimizers.optimizer import Layerwise
 from paramserver.server.optimizers.schedule import learning_rate
 from paramserver.server.reduction import Terms
+from paramserver.server.robust import aggregate
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite
 
@@ -76,6 +77,9 @@ class Update:
         # The state of ftrl holds terms of all steps at one learning rate, so there the gradient is scaled.
         scales_gradient = self._job.optimizer.name == "ftrl"
         info = StepInfo(version, rate if scales_gradient else rate * freshness)
+        if self._job.train.is_robust:
+            whole = aggregate(self._job.train, chunks, [c.samples for c in contributions])
+            chunks, scale = [[whole[place]] for place in self._places], 1.0
         layerwise = self._optimizer.layerwise
         norm = None
         if self._measures or layerwise is not None:
