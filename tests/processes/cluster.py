@@ -57,10 +57,10 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def server(self, listen: str = "127.0.0.1:0") -> Control:
+    def server(self, listen: str = "127.0.0.1:0", *arguments: str) -> Control:
         """Start a server and return a client of it once it listens."""
         address_file = self.folder / f"address-{len(self.processes)}"
-        process = self.start("server", "--listen", listen, "--address-file", str(address_file))
+        process = self.start("server", "--listen", listen, "--address-file", str(address_file), *arguments)
         until(lambda: address_file.exists() or process.poll() is not None, "the server's address")
         assert process.poll() is None, self.logs()
         address = address_file.read_text(encoding="utf-8")
@@ -140,6 +140,9 @@ class Control:
     def status(self) -> pb.StatusReply:
         return self.stub.Status(pb.StatusRequest(), timeout=DEADLINE_S)
 
+    def running(self) -> bool:
+        return self.status().state in ("survey", "initialise", "train")
+
     def joined(self, *names: str) -> None:
         until(lambda: set(names) <= {w.name for w in self.status().workers}, f"{names} to join")
 
@@ -152,7 +155,7 @@ class Control:
 
         def holds() -> pb.StatusReply | None:
             status = self.status()
-            assert status.state in ("survey", "initialise", "train"), f"{status.state}: {status.reason}"
+            assert self.running() or condition(status), f"{status.state}: {status.reason}"
             return status if condition(status) else None
 
         found: pb.StatusReply = until(holds, "a status")

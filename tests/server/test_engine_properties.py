@@ -182,7 +182,7 @@ class EngineMachine(RuleBasedStateMachine):
     def feed(self, event: ev.Event) -> list[ev.Effect]:
         """Let both handle an event and compare everything that has a right answer."""
         model = self.model
-        over = model.over
+        over, failed = model.over, set(model.failed)
         expected_updates = []
         counts = False
         if isinstance(event, ev.Pushed):
@@ -207,13 +207,15 @@ class EngineMachine(RuleBasedStateMachine):
             if refusals and refusals[0].code is Code.STALE:
                 assert c.shard in model.recalled or model.version - c.version > model.policy.max_delay > 0
         for effect in effects:
-            self.check(effect)
+            self.check(event, effect)
         if over:
             assert all(isinstance(e, ev.Refuse) for e in effects)
+        elif model.failed > failed and not model.usable():
+            assert model.over == "failed", "nobody is left to do the job"
         self.checking = False
         return effects
 
-    def check(self, effect: ev.Effect) -> None:
+    def check(self, event: ev.Event, effect: ev.Effect) -> None:
         model = self.model
         match effect:
             case ev.Grant(worker, version, assignments):
@@ -228,8 +230,11 @@ class EngineMachine(RuleBasedStateMachine):
                     assert len(assignments) == 1, "each step deserves a θ as fresh as can be"
             case ev.Refuse(worker, _, _, code, reason):
                 assert reason
-                if code is Code.INVALID:
+                if code is Code.INVALID and isinstance(event, ev.Pushed | ev.Misbehaved) and not model.over:
                     model.invalid[worker] += 1
+                    if model.invalid[worker] >= MAX_BAD_PUSHES:
+                        model.failed.add(worker)
+                        model.asked.discard(worker)
             case ev.Revoke(worker, shard, epoch, reason):
                 assert reason
                 model.revoked.add((shard, epoch))
@@ -244,6 +249,9 @@ class EngineMachine(RuleBasedStateMachine):
                 model.over = status
                 if status == "done":
                     assert model.slowest() == model.total
+                elif status == "failed":
+                    assert model.failed
+                    assert not model.usable()
             case _:
                 pass
 
@@ -433,12 +441,8 @@ class EngineMachine(RuleBasedStateMachine):
         ticket = model.open.get(shard)
         if ticket is not None and ticket.worker == worker:
             self.forget(ticket)
-        if model.invalid[worker] + 1 >= MAX_BAD_PUSHES:
-            model.failed.add(worker)
-            model.asked.discard(worker)
         effects = self.feed(ev.Misbehaved(worker, shard, 0, "its bytes lie"))
         assert any(isinstance(e, ev.Refuse) and e.code is Code.INVALID for e in effects)
-        assert any(isinstance(e, ev.End) for e in effects) == (worker in model.failed and not model.usable())
 
     def fail(self, worker: str) -> None:
         model = self.model

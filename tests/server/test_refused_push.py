@@ -25,15 +25,18 @@ class Training:
         self.session = Session(pb.Join(protocol=1, worker="w"))
         self.run = Run("job", Job.from_dict(JOB), {"w": self.session}, clock=lambda: 0.0, epoch=0)
         self.run.welcome(self.session)
-        self._take(pb.WorkerMessage(pull=pb.PullWork()))
+        self.pull()
         for shard in range(2):
             survey = pb.Survey(shard=shard, epoch=self._epoch(shard), rows=1, features=1)
             self._take(pb.WorkerMessage(survey=survey))
-        self._take(pb.WorkerMessage(pull=pb.PullWork()))
+        self.pull()
         initial = pb.Initial(shard=0, epoch=self._epoch(0), tensors=[pb.Tensor(name="t", shape=[1])])
         self._take(pb.WorkerMessage(initial=initial), 0.0)
-        self._take(pb.WorkerMessage(pull=pb.PullWork()))
+        self.pull()
         assert self.run.engine.phase == "train"
+
+    def pull(self) -> None:
+        self._take(pb.WorkerMessage(pull=pb.PullWork()))
 
     def push(self, shard: int, value: float, **numbers: float) -> None:
         fields = {"version": 0, "samples": 1, "loss": 0.5, **numbers}
@@ -55,6 +58,8 @@ def test_the_right_push_afterwards_counts_alone(numbers: dict[str, float]) -> No
     training = Training()
     training.push(0, 1000.0, **numbers)
     assert training.run.engine.workers["w"].rejected == {"invalid": 1}
+    # What was refused is given up, and assigned anew.
+    training.pull()
     training.push(0, 1.0)
     training.push(1, 2.0)
     assert training.run.engine.phase == "done"
@@ -67,6 +72,7 @@ def test_who_keeps_sending_wrong_numbers_gets_no_more_work(numbers: dict[str, fl
     training = Training()
     for _ in range(3):
         training.push(0, 1000.0, **numbers)
+        training.pull()
     # The job has no other worker, so it ends, and says why.
     assert training.run.engine.phase == "failed"
     assert "3 bad pushes" in training.run.engine.reason

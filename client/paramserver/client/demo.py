@@ -25,10 +25,10 @@ SHARDS = 4
 
 #: The loss is quadratic with curvatures of about 2.5 and 0.13, so that full gradient descent with rate 0.7 leaves
 #: at most 0.91 of the error at every step: 400 steps leave 1e-16.
-_SYNC = {"learning_rate": 0.7}
-#: Shards pull θ towards different solutions one after the other; a rate that falls to zero ends the quarrel.
-_ONE_BY_ONE = {"learning_rate": 0.2, "schedule": "cosine"}
-_STEPS = 400
+_SYNC = {"steps": 400, "optimizer": {"learning_rate": 0.7}}
+#: Here shards pull θ towards solutions of their own, up to 0.04 apart, one after the other; a rate that falls to zero
+#: ends in their mean. How close it comes to the whole data's solution depends on how evenly the workers progress.
+_ONE_BY_ONE = {"steps": 400, "optimizer": {"learning_rate": 0.2, "schedule": "cosine"}}
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def demo_job(mode: str = "sync") -> Job:
     Raises:
         JobError: if there is no such mode.
     """
+    length_and_rate = _SYNC if mode == "sync" else _ONE_BY_ONE
     return Job.from_dict(
         {
             "task": {"use": "linear_regression"},
             "data": {"source": SOURCE, "shards": SHARDS, "batch_size": 0},
-            "train": {"mode": mode, "steps": _STEPS, "dtype": "float64"},
-            "optimizer": {"name": "sgd", **(_SYNC if mode == "sync" else _ONE_BY_ONE)},
+            "train": {"mode": mode, "steps": length_and_rate["steps"], "dtype": "float64"},
+            "optimizer": length_and_rate["optimizer"],
         },
         origin="demo",
     )
@@ -80,6 +81,8 @@ def demonstrate(mode: str = "sync", workers: int = 4, progress: Progress | None 
         LocalCluster(workers, Path(folder), Path(folder)) as cluster,
         Client(cluster.address) as client,
     ):
+        # Were some to begin alone, the last updates of an async job would come from the shards of the others only.
+        cluster.wait_for_workers(client)
         client.submit(job)
         for update in client.watch(cluster.check):
             history += update.points

@@ -11,12 +11,15 @@ from types import TracebackType
 from typing import Self
 
 from paramserver.client import leash
+from paramserver.client.connection.client import Client
 from paramserver.wire.errors import JobFailed, RequestError
 
 #: A server has been started and answers well within this time, or something is wrong.
 START_S = 30.0
 #: After SIGTERM, what has not ended by then is killed.
 GRACE_S = 5.0
+#: Pause between two looks at something that takes a moment.
+_LOOK_S = 0.01
 #: Lines of a log that an error message quotes.
 _TAIL_LINES = 15
 
@@ -104,6 +107,19 @@ class LocalCluster:
     ) -> None:
         self.stop()
 
+    def wait_for_workers(self, client: Client) -> None:
+        """Return once every worker has joined the server, so that a job starts with all of them.
+
+        Raises:
+            JobFailed: if the server or all workers die, or the workers take too long.
+        """
+        deadline = time.monotonic() + START_S
+        while len(client.status().workers) < len(self._workers):
+            self.check()
+            if time.monotonic() > deadline:
+                raise JobFailed(f"the workers have not joined within {START_S:g} s; see {self._logs}")
+            time.sleep(_LOOK_S)
+
     def check(self) -> None:
         """Raise if the run can no longer go on: one worker is enough for that, but it takes the server.
 
@@ -146,7 +162,7 @@ class LocalCluster:
                 raise JobFailed(f"the server has not started within {START_S:g} s; see {self._logs}")
             try:
                 # Doubles as the pause between two looks, and ends at once if the server dies.
-                server.process.wait(0.01)
+                server.process.wait(_LOOK_S)
             except subprocess.TimeoutExpired:
                 continue
             raise JobFailed(server.epitaph())

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from paramserver.client.connection.client import Client, Point, Update
 from paramserver.client.evaluate import evaluate, open_test
-from paramserver.client.fingerprint import theta_sha256
 from paramserver.client.launch import LocalCluster, check_workers
 from paramserver.client.rundirectory import RunDirectory
 from paramserver.wire.errors import (
@@ -27,6 +26,7 @@ from paramserver.wire.errors import (
     TaskError,
     Unreachable,
 )
+from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.job import Job
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
@@ -58,7 +58,7 @@ class Result:
     steps: int
     #: Seconds of training, without start-up and evaluation.
     seconds: float
-    #: See `paramserver.client.fingerprint`.
+    #: See `paramserver.wire.fingerprint`.
     theta_sha256: str
     #: The run directory.
     run: Path

@@ -4,10 +4,12 @@ ParamserverError
 ├── RequestError            the request was wrong: exit status 2
 │   ├── JobError            a job file or job field
 │   ├── DataError           a data source, file or cell
-│   └── TaskError           a task that cannot be found or breaks its contract
+│   ├── TaskError           a task that cannot be found or breaks its contract
+│   └── StateError          a state directory that cannot be used
 ├── JobFailed               the job ran and failed: exit status 1
 ├── ProtocolError           a peer sent a message that breaks the contract
-│   └── TensorError         a tensor message that lies about shape, dtype, length or values
+│   ├── TensorError         a tensor message that lies about shape, dtype, length or values
+│   └── PeerGone            shared memory of a process that died or stands still
 ├── Busy                    the server already runs another job
 ├── NotReady                what was asked for does not exist yet
 └── Unreachable             a server that does not answer: exit status 3
@@ -41,6 +43,10 @@ class TaskError(RequestError):
     """A task cannot be loaded, or what it returned breaks the task contract."""
 
 
+class StateError(RequestError):
+    """A state directory is somebody else's, broken, newer than this program, or cannot be written."""
+
+
 class JobFailed(ParamserverError):
     """The job ran and ended in failure; the message is the reason."""
 
@@ -51,6 +57,10 @@ class ProtocolError(ParamserverError):
 
 class TensorError(ProtocolError):
     """A tensor message lies about its shape, dtype, length or values."""
+
+
+class PeerGone(ProtocolError):
+    """Shared memory belongs to a process that died or stands still; a new connection may bring another."""
 
 
 class Busy(ParamserverError):

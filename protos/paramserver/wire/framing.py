@@ -88,5 +88,6 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-        if shift > 63:
-            raise DecodeError("a varint is longer than ten bytes")
+        # As protobuf has it: longer ones cannot be the length of anything that exists.
+        if shift > 28:
+            raise DecodeError("a length is longer than five bytes")

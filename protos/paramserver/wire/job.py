@@ -11,13 +11,16 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from paramserver.wire.errors import JobError, nearest
 
 #: Tensors of a job all have one of these dtypes.
 Dtype = Literal["float32", "float64"]
+
+#: Counts of steps cross the wire as 64-bit numbers and languages without such numbers as doubles.
+MAX_STEPS = 2**53
 
 
 class Section(BaseModel):
@@ -31,6 +34,15 @@ class TaskSection(Section):
 
     use: str = Field(min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _can_travel(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(options, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"options are strings, finite numbers, booleans, lists and tables: {error}") from None
+        return options
 
 
 class DataSection(Section):
@@ -70,8 +82,8 @@ class TrainSection(Section):
     byzantine: int = Field(default=0, ge=0)
     #: sync: bound on the norm of every contribution's mean gradient; 0 is no bound.
     clip_contribution: float = Field(default=0.0, ge=0)
-    epochs: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0, le=1e9)
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     dtype: Dtype = "float32"
 
@@ -194,7 +206,9 @@ class ServerSection(Section):
     """How the server holds the job."""
 
     partitions: Literal[1] = 1
-    durability: Literal["none"] = "none"
+    #: snapshot: θ and all that belongs to it outlive the server, if it was given a state directory.
+    durability: Literal["none", "snapshot"] = "snapshot"
+    snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
     lease_s: float = Field(default=10.0, ge=0.1)
 
 
@@ -260,7 +274,7 @@ class Job(Section):
         """Read the JSON form, which is how a job crosses the wire."""
         try:
             tables = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise JobError(f"job: not valid JSON: {error}") from None
         if not isinstance(tables, dict):
             raise JobError(f"job: a JSON object is expected, found {type(tables).__name__}")
@@ -279,12 +293,12 @@ def _explain(detail: ErrorDetails) -> str:
     match detail["type"]:
         case "extra_forbidden":
             allowed = _keys_at(path[:-1])
-            return f"unknown key {key!r}{nearest(path[-1], allowed)} Allowed: {', '.join(sorted(allowed))}"
+            return f"unknown key {key!r}{nearest(path[-1], allowed) or '.'} Allowed: {', '.join(sorted(allowed))}"
         case "missing":
             return f"{key!r} is missing"
         case "literal_error":
             hint = nearest(found, _literals(detail)) if isinstance(found, str) else ""
-            return f"{key!r} is {found!r}{hint} Allowed: {detail.get('ctx', {}).get('expected', '')}"
+            return f"{key!r} is {found!r}{hint or '.'} Allowed: {detail.get('ctx', {}).get('expected', '')}"
         case "value_error":
             reason = detail["msg"].removeprefix("Value error, ")
             return f"{key}: {reason}" if key else reason

@@ -52,8 +52,16 @@ class Layout:
                 raise TensorError(f"tensor name {name[:40]!r} has {len(name)} characters, allowed are 1 to {MAX_NAME}")
             if name in names:
                 raise TensorError(f"tensor {name!r} is declared twice")
-            if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape):
-                raise TensorError(f"tensor {name!r} has shape {shape}, allowed are up to {MAX_DIMENSIONS} dimensions")
+            # An empty tensor is no licence for dimensions that no array library can hold.
+            if (
+                len(shape) > MAX_DIMENSIONS
+                or min(shape, default=0) < 0
+                or math.prod(filter(None, shape)) > MAX_ELEMENTS
+            ):
+                raise TensorError(
+                    f"tensor {name!r} has shape {shape}; allowed are up to {MAX_DIMENSIONS} dimensions "
+                    f"and {MAX_ELEMENTS} elements"
+                )
             names.add(name)
             tensor = Tensor(name, shape, offset)
             self.tensors.append(tensor)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import time
 from typing import Any
 
 import numpy as np
 
-from paramserver.wire.errors import ProtocolError
+from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array
 
 #: The first page holds the sequence number, the tensor begins on the second.
@@ -30,6 +31,9 @@ _SEAL_SEAL = 0x0001
 #: Linux 5.1; the constant is missing in older Pythons.
 _SEAL_FUTURE_WRITE = 0x0010
 _ADD_SEALS, _GET_SEALS = 1033, 1034
+
+#: A change takes milliseconds to a second; one that stands still for so long has lost its owner.
+STUCK_S = 2.0
 
 #: Whether this system has such memory at all.
 AVAILABLE = hasattr(os, "memfd_create")
@@ -81,7 +85,7 @@ class Segment:
         try:
             own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise ProtocolError(f"no shared memory {descriptor} of process {pid}: {error.strerror}") from None
+            raise PeerGone(f"no shared memory {descriptor} of process {pid}: {error.strerror}") from None
         try:
             if not fcntl.fcntl(own, _GET_SEALS) & _SEAL_SHRINK or os.fstat(own).st_size < length:
                 raise ProtocolError(f"shared memory {descriptor} of process {pid} is short or not sealed")
@@ -102,11 +106,20 @@ class Segment:
         self.close()
 
     def copy_whole(self, out: Array) -> None:
-        """Copy the vector as it was at one moment, while its owner may be changing it (a sequence lock)."""
+        """Copy the vector as it was at one moment, while its owner may be changing it (a sequence lock).
+
+        Raises:
+            PeerGone: if the owner began a change and does not end it, most likely because it was killed.
+        """
+        stuck, since = -1, 0.0
         while True:
             before = int(self.sequence[0])
             if before % 2 == 0:
                 np.copyto(out, self.values)
                 if int(self.sequence[0]) == before:
                     return
+            elif before != stuck:
+                stuck, since = before, time.monotonic()
+            elif time.monotonic() - since > STUCK_S:
+                raise PeerGone(f"the owner of shared memory stopped in the middle of change {before // 2 + 1} of it")
             os.sched_yield()

@@ -19,11 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="paramserver serve", description="Hold parameters and apply gradients.")
     parser.add_argument("--listen", default="127.0.0.1:50051", metavar="ADDR", help="host:port or unix:PATH")
     parser.add_argument("--address-file", type=Path, metavar="PATH", help="write the bound address here when ready")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="keep jobs here; a restart goes on from there")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     keep_freed_memory()
     try:
-        asyncio.run(serve(arguments.listen, arguments.address_file))
+        asyncio.run(serve(arguments.listen, arguments.address_file, arguments.state))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

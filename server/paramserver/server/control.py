@@ -36,7 +36,7 @@ class ControlService(rpc.ControlServicer):
         try:
             if not 1 <= len(request.job_id) <= 256:
                 raise RequestError(f"a job_id has 1 to 256 characters, this one {len(request.job_id)}")
-            self._shell.submit(request.job_id, Job.from_json(request.job_json))
+            await self._shell.submit(request.job_id, Job.from_json(request.job_json))
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
         return pb.SubmitReply(job_id=request.job_id)
@@ -54,6 +54,9 @@ class ControlService(rpc.ControlServicer):
         step = request.after_step
         while True:
             ended = run.engine.ended or self._shell.run is not run
+            if ended:
+                # Whoever is told that the job has ended may rely on it.
+                await self._shell.settled()
             changed = self._shell.changed
             points = run.history.after(step)
             if points:
@@ -102,6 +105,15 @@ class ControlService(rpc.ControlServicer):
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
             raise
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:  # noqa: ARG002
+        """Take a snapshot now."""
+        try:
+            saved = await self._shell.save()
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+            raise
+        return pb.SnapshotReply(version=saved.version, theta_sha256=saved.theta_sha256, file=str(saved.file))
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

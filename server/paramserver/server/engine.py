@@ -14,11 +14,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 from paramserver.server import events as ev
+from paramserver.server.enginestate import EngineState, ShardRecord
 from paramserver.server.events import Assignment, Code, Contribution, Effect, Kind
 from paramserver.server.policies import make_policy
-from paramserver.wire.job import Job, TrainSection
+from paramserver.wire.job import MAX_STEPS, Job, TrainSection
 
 #: After this many bad pushes a worker gets no more work for the job.
 MAX_BAD_PUSHES = 3
@@ -117,6 +119,60 @@ class Engine:
         self._calm_losses = 0
         self._calm_gradients = 0
         self._joined = 0
+
+    def state(self, now: float) -> EngineState | None:
+        """Return what a restart needs, as of the current version; None if it may as well begin anew.
+
+        That is so before the parameters are initialised, and after a failure: its cause may be gone by then.
+        """
+        if self.phase not in ("train", "done", "stopped"):
+            return None
+        # Contributions of the open round are not in θ. Their shards do the step again.
+        open_round = self._round
+        staleness = self.staleness - Counter(self.version - c.version for c in open_round.values())
+        return EngineState(
+            phase=self.phase,
+            reason=self.reason,
+            version=self.version,
+            shards=tuple(
+                ShardRecord(
+                    clock=self.clocks[i] - (i in open_round),
+                    rows=shard.rows,
+                    pinned_to=shard.pinned_to,
+                    loss=shard.loss,
+                    samples=shard.samples,
+                )
+                for i, shard in enumerate(self.shards)
+            ),
+            total_steps=self.total_steps,
+            finished_steps=self._finished_steps,
+            samples=self.samples - sum(c.samples for c in open_round.values()),
+            loss=self.loss,
+            elapsed_s=(self.ended_at if self.ended else now) - self.train_started,
+            staleness=dict(staleness),
+            calm_losses=self._calm_losses,
+            calm_gradients=self._calm_gradients,
+        )
+
+    @classmethod
+    def restored(cls, job: Job, state: EngineState, epoch: int, now: float) -> Self:
+        """Return an engine that goes on from `state`; no worker has joined it yet.
+
+        `epoch` must not be below any lease epoch given before.
+        """
+        engine = cls(job, epoch)
+        engine.phase, engine.reason, engine.version = state.phase, state.reason, state.version
+        engine.clocks = [shard.clock for shard in state.shards]
+        engine.shards = [
+            ShardState(rows=s.rows, pinned_to=s.pinned_to, loss=s.loss, samples=s.samples, since=now)
+            for s in state.shards
+        ]
+        engine.total_steps, engine._finished_steps = state.total_steps, state.finished_steps
+        engine.samples, engine.loss, engine.staleness = state.samples, state.loss, Counter(state.staleness)
+        engine._calm_losses, engine._calm_gradients = state.calm_losses, state.calm_gradients
+        engine.train_started = now - state.elapsed_s
+        engine.ended_at = now if engine.ended else math.nan
+        return engine
 
     @property
     def ended(self) -> bool:
@@ -542,4 +598,4 @@ def _total_steps(job: Job, rows: list[int]) -> int:
         return job.train.steps
     batch = job.data.batch_size
     per_epoch = max(math.ceil(n / batch) for n in rows) if batch else 1
-    return math.ceil(job.train.epochs_or_default * per_epoch)
+    return min(MAX_STEPS, math.ceil(job.train.epochs_or_default * per_epoch))

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import bisect
 from array import array
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
 
 from paramserver.server.events import Progress
+from paramserver.wire.layout import Array
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Points in one reply, so that no message grows with the length of a run.
@@ -21,6 +26,31 @@ class History:
         self._samples = array("Q")
         self._losses = array("d")
         self._seconds = array("d")
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Array]) -> Self:
+        """Return the history that `columns` described.
+
+        Raises:
+            KeyError: if a column is missing.
+        """
+        history = cls()
+        for name, column in history._columns().items():
+            column.frombytes(columns[name].astype(column.typecode).tobytes())
+        return history
+
+    def columns(self) -> dict[str, Array]:
+        """Return a copy of every column: uint64 or float64, one element per point."""
+        return {name: np.array(column, dtype=column.typecode) for name, column in self._columns().items()}
+
+    def _columns(self) -> dict[str, array[int] | array[float]]:
+        return {
+            "step": self._steps,
+            "version": self._versions,
+            "samples": self._samples,
+            "loss": self._losses,
+            "seconds": self._seconds,
+        }
 
     def record(self, progress: Progress) -> None:
         """Add the point of a step later than all before it."""

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from paramserver.server import control, training
 from paramserver.server.control import ControlService
 from paramserver.server.shell import Shell
+from paramserver.server.snapshots import StateDirectory
 from paramserver.server.training import TrainingService
 from paramserver.wire.errors import RequestError
 from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
@@ -38,20 +39,23 @@ OPTIONS = (
 )
 
 
-async def serve(listen: str, address_file: Path | None = None) -> None:
+async def serve(listen: str, address_file: Path | None = None, state: Path | None = None) -> None:
     """Serve at `listen` until SIGTERM or SIGINT; write the bound address to `address_file` once ready.
 
+    With a `state` directory jobs are kept there, and the one found there goes on.
+
     Raises:
-        RequestError: if the address cannot be bound.
+        RequestError: if the address cannot be bound, or the state directory cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
-    shell = Shell()
+    shell = Shell(None if state is None else StateDirectory(state))
     server.add_generic_rpc_handlers((TrainingService(shell).handler(),))
     rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (training.SERVICE, control.SERVICE)
     reflection.enable_server_reflection((*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
+    _check_port(listen)
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
@@ -70,10 +74,19 @@ async def serve(listen: str, address_file: Path | None = None) -> None:
     await stopped.wait()
     log.info("stopping")
     await health.enter_graceful_shutdown()
+    shell.end_streams()
     await server.stop(GRACE_S)
+    await shell.close()
     if address_file is not None:
         with contextlib.suppress(FileNotFoundError):
             address_file.unlink()
+
+
+def _check_port(listen: str) -> None:
+    """Refuse a port that gRPC would take modulo 65536, and then listen where nobody asked it to."""
+    port = listen.rsplit(":", 1)[-1]
+    if not listen.startswith("unix:") and port.isdecimal() and int(port) > 65_535:
+        raise RequestError(f"cannot listen on {listen}: a port is a number from 0 to 65535")
 
 
 def _write_atomically(path: Path, text: str) -> None:

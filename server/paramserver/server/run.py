@@ -11,6 +11,7 @@ from paramserver.server import events as ev
 from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
 from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
+from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
@@ -19,6 +20,9 @@ from paramserver.wire.layout import Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
+
+#: Rows, features or classes of a shard; the sums over all shards still fit 64 bits.
+MAX_COUNT = 2**40
 
 _REFUSAL_CODES = {
     ev.Code.FENCED: pb.Refusal.FENCED,
@@ -49,6 +53,8 @@ class Run:
         self.submitted = job
         self.job = job
         self.engine = Engine(job, epoch)
+        #: Leases up to this epoch were of earlier jobs.
+        self._epoch_before = epoch
         self.store: Store | None = None
         self.census: pb.Census | None = None
         self.moments: Moments | None = None
@@ -57,6 +63,31 @@ class Run:
         self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
         self._sessions = sessions
         self._clock = clock
+
+    def snapshot(self) -> Snapshot:
+        """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
+
+        To be called between two events, when engine and store agree.
+        """
+        state, store = self.engine.state(self._clock()), self.store
+        if state is None or store is None:
+            return Snapshot(self.job_id, self.job, engine=state)
+        optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
+        parameters = Parameters(store.layout, store.theta.copy(), optimizer_state)
+        history = self.history.columns()
+        return Snapshot(self.job_id, self.job, state, parameters, self.census, self.moments, history)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of this job, before the first worker joins; its arrays now belong to the run."""
+        if snapshot.engine is None:
+            return
+        self.engine = Engine.restored(self.job, snapshot.engine, self.engine.epoch, self._clock())
+        self.census, self.moments = snapshot.census, snapshot.moments
+        p = snapshot.parameters
+        if p is not None:
+            self.store = Store(self.job, p.layout, [p.theta], self.engine.total_steps)
+            self.store.restore(self.engine.version, p.optimizer_state)
+            self.history = History.of(snapshot.history or {})
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for."""
@@ -144,7 +175,8 @@ class Run:
                     session.incoming = None
                     # The numbers that were checked: those of the first chunk.
                     self.feed(ev.Pushed(_contribution(session.name, incoming.push)))
-        if push.pull:
+        # A worker that still answers the job before has yet to hear of this one, and will then pull again.
+        if push.pull and push.epoch > self._epoch_before:
             session.held = push.version
             self.feed(ev.Pulled(session.name))
 
@@ -179,18 +211,24 @@ class Run:
         store.incoming.hold(shard, contribution)
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
-        name = session.name
+        event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
         moments = None
         try:
-            if survey.rows < 1 or payload.nbytes not in (0, 16 * survey.features):
-                raise TensorError(f"{survey.rows} rows, {survey.features} features, {payload.nbytes} bytes of moments")
+            counts = (survey.rows, survey.features, survey.classes)
+            if not survey.rows or max(counts) > MAX_COUNT or payload.nbytes not in (0, 16 * survey.features):
+                raise TensorError(
+                    f"{survey.rows} rows, {survey.features} features, {survey.classes} classes and {payload.nbytes} "
+                    f"bytes of moments; 1 to {MAX_COUNT} rows and none or 16 bytes for each feature are expected"
+                )
             if payload.nbytes:
                 moments = Moments.from_flat(survey.rows, np.frombuffer(payload, dtype="<f8"))
         except ParamserverError as error:
-            self.feed(ev.Misbehaved(name, survey.shard, 0, f"survey of shard {survey.shard}: {error}"))
+            reason = f"survey of worker {session.name}, shard {survey.shard}: {error}"
+            self.feed(ev.Misbehaved(session.name, survey.shard, 0, reason))
             return
-        self._surveys[survey.shard] = (survey, moments)
-        self.feed(ev.Surveyed(name, survey.shard, survey.epoch, survey.rows))
+        if self.engine.phase == "survey" and self.engine.admit(session.name, survey.shard, survey.epoch, 0) is None:
+            self._surveys[survey.shard] = (survey, moments)
+        self.feed(event)
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if initial.offset == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -11,20 +12,33 @@ import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.run import Run
+from paramserver.server.saver import Saver
 from paramserver.server.session import Session
+from paramserver.server.snapshot import Snapshot
+from paramserver.server.snapshots import Saved, StateDirectory
 from paramserver.wire import sharing
-from paramserver.wire.errors import Busy, NotReady
+from paramserver.wire.errors import Busy, NotReady, StateError
 from paramserver.wire.job import Job
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
+log = logging.getLogger(__name__)
+
 
 class Shell:
-    """Holds what the services share; all of it is touched from the event loop only, so it needs no lock."""
+    """Holds what the services share; all of it is touched from the event loop only, so it needs no lock.
 
-    def __init__(self) -> None:
+    With a state directory the job that was found there goes on at once.
+    """
+
+    def __init__(self, directory: StateDirectory | None = None) -> None:
         self.sessions: dict[str, Session] = {}
         self.run: Run | None = None
+        self._directory = directory
+        #: Held from the look at the job before to the start of the next.
+        self._submitting = asyncio.Lock()
+        #: None if nothing of the job is kept.
+        self._saver: Saver | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: Random bytes in shared memory: whoever sends them back has mapped it.
         self.probe: Segment | None = None
@@ -33,22 +47,38 @@ class Shell:
             self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
         #: Set and replaced when the job starts, ends or is asked to: wakes those who watch.
         self.changed = asyncio.Event()
+        snapshot = directory.take_newest() if directory is not None else None
+        if snapshot is not None:
+            self._resume(snapshot)
 
-    def submit(self, job_id: str, job: Job) -> None:
-        """Start a job; the same submission again changes nothing.
+    async def submit(self, job_id: str, job: Job) -> None:
+        """Start a job; the same submission again changes nothing. A job that is to be kept is on the disk by then.
 
         Raises:
             Busy: if another job is running.
+            StateError: if the job cannot be kept as it asks for.
         """
-        if self.run is not None:
-            if self.run.job_id == job_id and self.run.submitted == job:
-                return
-            if not self.run.engine.ended:
-                raise Busy(f"job {self.run.job_id} ({self.run.job.task.use}) is running; stop it first")
-        epoch = 0 if self.run is None else self.run.engine.epoch
-        self.run = Run(job_id, job, self.sessions, time.monotonic, epoch)
+        async with self._submitting:
+            if self.run is not None:
+                if self.run.job_id == job_id and self.run.submitted == job:
+                    return
+                if not self.run.engine.ended:
+                    raise Busy(f"job {self.run.job_id} ({self.run.job.task.use}) is running; stop it first")
+            # The end of the job before must not be written over this one's beginning.
+            await self.close()
+            self._start(job_id, job)
+
+    def _start(self, job_id: str, job: Job) -> None:
+        if self._directory is not None:
+            # No job is running, so that nobody is kept waiting by the disk.
+            if job.server.durability == "none":
+                self._directory.clear()
+            else:
+                self._directory.save(Snapshot(job_id, job))
+        run = self._new_run(job_id, job)
+        self._begin(run)
         for session in list(self.sessions.values()):
-            self.run.welcome(session)
+            run.welcome(session)
         self.arm()
         self._announce()
 
@@ -64,6 +94,59 @@ class Shell:
         self.run.set_policy(changes)
         self._announce()
         return self.run
+
+    @property
+    def durability(self) -> str:
+        """What outlives this process, in words."""
+        if self._saver is not None:
+            return self._saver.describe()
+        if self.run is None:
+            return ""
+        why = "as the job asks for" if self._directory is not None else "the server has no state directory (--state)"
+        return f"none: nothing of this job outlives the server process; {why}"
+
+    async def save(self) -> Saved:
+        """Take a snapshot of the job now.
+
+        Raises:
+            NotReady: if there are no parameters.
+            StateError: if the server keeps no snapshots of the job, or cannot write one.
+        """
+        if self.run is None:
+            raise NotReady("no job was submitted")
+        if self._saver is None:
+            raise StateError(f"durability is {self.durability}")
+        return await self._saver.save()
+
+    async def settled(self) -> None:
+        """Wait until all that was to be kept is on the disk, or has failed."""
+        if self._saver is not None:
+            await self._saver.settled()
+
+    async def close(self) -> None:
+        """Save what is new, before the process ends."""
+        saver, self._saver = self._saver, None
+        if saver is not None:
+            await saver.close()
+
+    def _new_run(self, job_id: str, job: Job) -> Run:
+        first = 0 if self._directory is None else self._directory.first_epoch
+        epoch = first if self.run is None else self.run.engine.epoch
+        return Run(job_id, job, self.sessions, time.monotonic, epoch)
+
+    def _begin(self, run: Run) -> None:
+        self.run = run
+        kept = run.job.server.durability != "none"
+        self._saver = Saver(run, self._directory) if kept and self._directory is not None else None
+        if self._saver is None:
+            log.warning("durability is %s", self.durability)
+
+    def _resume(self, snapshot: Snapshot) -> None:
+        run = self._new_run(snapshot.job_id, snapshot.job)
+        run.restore(snapshot)
+        self._begin(run)
+        self.arm()
+        log.info("job %s is in its %s phase at version %d", run.job_id, run.engine.phase, run.engine.version)
 
     def stop(self, reason: str) -> int:
         """End the running job and return the version of its parameters.
@@ -96,6 +179,11 @@ class Shell:
             self.run.feed(ev.Left(session.name, reason))
             self._announce()
 
+    def end_streams(self) -> None:
+        """Let every worker's stream end; the workers then look for the server to come back."""
+        for session in self.sessions.values():
+            session.close()
+
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a joined worker."""
         if message.HasField("share"):
@@ -106,8 +194,10 @@ class Shell:
         engine = self.run.engine
         phase = engine.phase
         self.run.take(session, message, payload)
-        if engine.phase != phase:
+        # When every worker was silent there was no deadline left; the first that wakes up brings one.
+        if engine.phase != phase or self._timer is None:
             self.arm()
+        if engine.phase != phase:
             self._announce()
 
     def arm(self) -> None:
@@ -130,5 +220,7 @@ class Shell:
         self.arm()
 
     def _announce(self) -> None:
+        if self._saver is not None:
+            self._saver.look()
         self.changed.set()
         self.changed = asyncio.Event()

@@ -41,6 +41,7 @@ def describe(shell: Shell) -> pb.StatusReply:
         seconds=0.0 if math.isnan(engine.train_started) else until - engine.train_started,
         samples=engine.samples,
         census=run.census,
+        durability=shell.durability,
         moments=b"" if run.moments is None else run.moments.to_flat().tobytes(),
     )
     for worker in engine.workers.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -50,6 +50,16 @@ class Store:
         self.update = Update(job, layout, self.chunk, total_steps)
         self.restage(job)
         self._encoded: list[bytes] | None = None
+
+    @property
+    def optimizer_state(self) -> dict[str, Array]:
+        """What the optimizer remembers, by name: flat vectors as long as θ, which change with the next update."""
+        return dict(self.update.state._asdict())
+
+    def restore(self, version: int, optimizer_state: Mapping[str, Array]) -> None:
+        """Take the parameters given so far for those of `version`, whose optimizer state is this."""
+        self.version = version
+        self.update.state = type(self.update.state)(**optimizer_state)
 
     def receive(self, shard: int, offset: int, values: Array) -> None:
         """Take one chunk of a contribution; its place was checked before."""

@@ -13,7 +13,7 @@ import time
 import grpc
 from threadpoolctl import threadpool_limits
 
-from paramserver.wire.errors import ProtocolError, Unreachable, from_rpc_error
+from paramserver.wire.errors import PeerGone, ProtocolError, Unreachable, from_rpc_error
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.stream import Stream
 from paramserver.worker.trainer import Trainer
@@ -21,7 +21,8 @@ from paramserver.worker.trainer import Trainer
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 5.0
+#: A server that was started again is to be noticed soon: nothing is computed until then.
+LONGEST_BACKOFF_S = 1.0
 
 #: How long the server has to end the stream after the worker said that it leaves.
 LEAVE_S = 1.0
@@ -69,6 +70,8 @@ async def _work_and_reconnect(address: str, trainer: Trainer, patience_s: float)
                 if isinstance(cause, ProtocolError):
                     raise cause from None
                 reason = str(cause)
+            except PeerGone as error:
+                reason = str(error)
             except asyncio.CancelledError:
                 await _leave(stream)
                 raise
@@ -86,7 +89,7 @@ async def _work_and_reconnect(address: str, trainer: Trainer, patience_s: float)
 
 async def _leave(stream: Stream) -> None:
     """Hand the leases back, so that nobody has to wait for them to end."""
-    with contextlib.suppress(grpc.RpcError, asyncio.TimeoutError, ProtocolError, asyncio.InvalidStateError):
+    with contextlib.suppress(grpc.RpcError, asyncio.TimeoutError, ProtocolError):
         async with asyncio.timeout(LEAVE_S):
             await stream.send(pb.WorkerMessage(leave=pb.Leave(reason="it was told to stop")))
             while await stream.receive() is not None:

@@ -48,20 +48,31 @@ class Stream:
         await self._channel.close()
 
     async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
-        """Send a message with the tensor bytes that belong to it; waits while the server does not keep up."""
+        """Send a message with the tensor bytes that belong to it; waits while the server does not keep up.
+
+        Raises:
+            grpc.RpcError: if the stream is broken or at its end.
+        """
         data = encode(message, payload)
         async with self._writing:
-            await self._call.write(data)
+            try:
+                await self._call.write(data)
+            except asyncio.InvalidStateError:
+                # What gRPC says of a stream that was found broken by somebody else.
+                raise await self._failure() from None
         self.last_sent = asyncio.get_running_loop().time()
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         """Wait for the next message; None when the server has ended the stream."""
         data = await self._call.read()
         if data is grpc.aio.EOF:
-            code = await self._call.code()
-            if code is not grpc.StatusCode.OK:
-                raise grpc.aio.AioRpcError(
-                    code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=await self._call.details()
-                )
+            if await self._call.code() is not grpc.StatusCode.OK:
+                raise await self._failure()
             return None
         return decode_server_message(data)
+
+    async def _failure(self) -> grpc.aio.AioRpcError:
+        code, details = await self._call.code(), await self._call.details()
+        if code is grpc.StatusCode.OK:
+            code, details = grpc.StatusCode.UNAVAILABLE, "the server ended the stream"
+        return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details)

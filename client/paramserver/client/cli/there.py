@@ -1,4 +1,4 @@
-"""Commands for a server that runs already: status, watch, evaluate, export, set, stop."""
+"""Commands for a server that runs already: status, watch, evaluate, export, checkpoint, set, stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TIMEOUT_S = 10.0
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (status, watch, evaluate, export, stop):
+    for command in (status, watch, evaluate, export, checkpoint, stop):
         app.command()(command)
     app.command("set")(set_policy)
 
@@ -79,7 +79,7 @@ def export(
 ) -> None:
     """Write the current parameters to a file."""
     from paramserver.client.files import check_format, write_theta
-    from paramserver.client.fingerprint import theta_sha256
+    from paramserver.wire.fingerprint import theta_sha256
 
     check_format(out)
     with Client(server, timeout) as client:
@@ -117,6 +117,17 @@ def set_policy(
         print_json(policy)
     else:
         print(", ".join(f"{name} = {value}" for name, value in policy.items()))
+
+
+def checkpoint(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:
+    """Have the server write a snapshot of its job now."""
+    with Client(server, timeout) as client:
+        found = client.checkpoint()
+    if as_json:
+        print_json(found._asdict())
+    else:
+        print(f"{found.file}: version {found.version}")
+        print(f"θ sha256 {found.theta_sha256}")
 
 
 def stop(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:

@@ -45,6 +45,14 @@ class Update(NamedTuple):
     points: list[Point]
 
 
+class Checkpoint(NamedTuple):
+    """A snapshot that the server has written: the version and hash of its θ, and the file on the server's machine."""
+
+    version: int
+    theta_sha256: str
+    file: str
+
+
 class Client:
     """A connection to the server at `address`, which is `host:port` or `unix:PATH`.
 
@@ -185,6 +193,16 @@ class Client:
                 raise RequestError(f"{name} = {value}: allowed are 0 and above")
         request = pb.SetPolicyRequest(mode=mode, quorum=quorum, staleness=staleness, max_delay=max_delay)
         return Job.from_json(self._call(self._control.SetPolicy, request).job_json)
+
+    def checkpoint(self) -> Checkpoint:
+        """Have the server write a snapshot of its job now, and return once that is on its disk.
+
+        Raises:
+            NotReady: if there are no parameters yet.
+            RequestError: if the server keeps none for the job, or cannot write it.
+        """
+        reply = self._call(self._control.Snapshot, pb.SnapshotRequest())
+        return Checkpoint(reply.version, reply.theta_sha256, reply.file)
 
     def stop(self, reason: str = "stopped by a client") -> int:
         """End the running job and return the version of its parameters, which stay readable.

@@ -297,7 +297,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments")
+    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments", "durability")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +331,7 @@ class StatusReply(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CENSUS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     state: str
@@ -350,7 +351,8 @@ class StatusReply(_message.Message):
     samples: int
     census: Census
     moments: bytes
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ...) -> None: ...
+    durability: str
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ..., durability: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("name", "host", "pid", "shards", "silent_s", "pushes", "rejected", "lag", "state")
@@ -479,3 +481,17 @@ class SetPolicyReply(_message.Message):
     version: int
     job_json: str
     def __init__(self, version: _Optional[int] = ..., job_json: _Optional[str] = ...) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotReply(_message.Message):
+    __slots__ = ("version", "theta_sha256", "file")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    THETA_SHA256_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    theta_sha256: str
+    file: str
+    def __init__(self, version: _Optional[int] = ..., theta_sha256: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...

@@ -142,6 +142,11 @@ class ControlStub(object):
                 request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyRequest.SerializeToString,
                 response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyReply.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/paramserver.wire.v1.Control/Snapshot',
+                request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer(object):
@@ -193,6 +198,14 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Snapshot(self, request, context):
+        """Writes a snapshot of the job now and answers once it is on the disk. NOT_FOUND: there are no parameters yet.
+        INVALID_ARGUMENT: the server keeps none for this job, or the state directory cannot be written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -225,6 +238,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.SetPolicy,
                     request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyRequest.FromString,
                     response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyReply.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotRequest.FromString,
+                    response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -390,6 +408,33 @@ class Control(object):
             '/paramserver.wire.v1.Control/SetPolicy',
             paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyRequest.SerializeToString,
             paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.wire.v1.Control/Snapshot',
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotRequest.SerializeToString,
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotReply.FromString,
             options,
             channel_credentials,
             insecure,

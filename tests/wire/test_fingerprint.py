@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from paramserver.client.fingerprint import theta_sha256
+from paramserver.wire.fingerprint import theta_sha256
 
 THETA = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(1.5), "ε": np.zeros((0, 2))}
 

@@ -1,0 +1,88 @@
+"""The processes themselves: exit statuses, messages, health check and reflection."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from processes.cluster import Cluster, Control
+
+
+def test_health_check_and_reflection_answer(cluster: Cluster) -> None:
+    control = cluster.server()
+    health = health_pb2_grpc.HealthStub(control.channel)
+    for service in ("", "paramserver.wire.v1.Training", "paramserver.wire.v1.Control"):
+        reply = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    stub = reflection_pb2_grpc.ServerReflectionStub(control.channel)
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="paramserver.wire.v1.Training"),
+    ]
+    services, file = stub.ServerReflectionInfo(iter(requests), timeout=10)
+    names = {service.name for service in services.list_services_response.service}
+    assert {"paramserver.wire.v1.Training", "paramserver.wire.v1.Control", "grpc.health.v1.Health"} <= names
+    assert pb.DESCRIPTOR.serialized_pb in file.file_descriptor_response.file_descriptor_proto
+
+
+def test_a_port_in_use_ends_with_status_2_and_says_so(cluster: Cluster) -> None:
+    control = cluster.server()
+    status, said = cluster.run("server", "--listen", control.address)
+    assert status == 2
+    assert f"error: cannot listen on {control.address}" in said
+    assert "in use" in said
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "no.such.host.invalid:1"])
+def test_an_address_that_is_none_ends_with_status_2(cluster: Cluster, address: str) -> None:
+    status, said = cluster.run("server", "--listen", address)
+    assert status == 2
+    assert f"error: cannot listen on {address}" in said
+
+
+def test_a_worker_without_a_server_ends_with_status_3_within_its_deadline(cluster: Cluster) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        started = time.monotonic()
+        status, said = cluster.run("worker", "--server", address, "--connect-timeout", "0.5")
+    assert status == 3
+    assert f"error: no server answers at {address} for 0.5 s" in said
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("shards", ["x", "-1", "pinned:", "1,,2"])
+def test_a_wrong_shard_list_is_refused_with_what_is_allowed(cluster: Cluster, shards: str) -> None:
+    status, said = cluster.run("worker", f"--shards={shards}")
+    assert status == 2
+    assert f"'{shards}' is not auto, a list of shards such as 0,1, or pinned:3" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_on_a_signal_and_takes_its_address_file_along(cluster: Cluster, number: int) -> None:
+    control = cluster.server()
+    cluster.workers(control, "w0")
+    control.process.send_signal(number)
+    assert control.process.wait(10) == 0
+    assert not list(cluster.folder.glob("address-*"))
+
+
+def code_of(control: Control, call: str, request: object) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(getattr(control.stub, call)(request, timeout=10))
+    return caught.value.code(), caught.value.details()
+
+
+def test_without_a_job_clients_are_told_so(cluster: Cluster) -> None:
+    control = cluster.server()
+    assert control.status().state == "idle"
+    assert code_of(control, "Watch", pb.WatchRequest()) == (grpc.StatusCode.NOT_FOUND, "no job was submitted")
+    assert code_of(control, "Pull", pb.PullRequest()) == (grpc.StatusCode.NOT_FOUND, "no job was submitted")
+    assert code_of(control, "Stop", pb.StopRequest()) == (grpc.StatusCode.NOT_FOUND, "no job is running")
