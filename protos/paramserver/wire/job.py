@@ -82,6 +82,12 @@ class TrainSection(Section):
     byzantine: int = Field(default=0, ge=0)
     #: sync: bound on the norm of every contribution's mean gradient; 0 is no bound.
     clip_contribution: float = Field(default=0.0, ge=0)
+    #: Batches that a worker computes, moving its own θ, before it pushes.
+    local_steps: int = Field(default=1, ge=1, le=65536)
+    #: Whether the accumulated gradient or the difference of the parameters is pushed.
+    local_update: Literal["gradient", "difference"] = "gradient"
+    #: Of the worker's own steps; that of the optimizer if not set.
+    local_learning_rate: float | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0, le=1e9)
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -108,6 +114,23 @@ class TrainSection(Section):
                 f" and reduce = 'mean', found {self.mode!r} and {self.reduce!r}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _local_steps_fit(self) -> Self:
+        if self.local_learning_rate is not None and not self.goes_local:
+            raise ValueError(f"local_learning_rate = {self.local_learning_rate} has no meaning with local_steps = 1")
+        if self.local_update == "difference" and self.local_learning_rate is None:
+            raise ValueError(
+                "local_update = 'difference' needs local_learning_rate: the optimizer's rate is that of the outer step"
+            )
+        if self.local_update == "difference" and self.reduce != "mean":
+            raise ValueError(f"local_update = 'difference' needs reduce = 'mean', found {self.reduce!r}")
+        return self
+
+    @property
+    def goes_local(self) -> bool:
+        """Whether workers move a θ of their own."""
+        return self.local_steps > 1 or self.local_update == "difference"
 
     @property
     def is_robust(self) -> bool:

@@ -406,7 +406,7 @@ class Engine:
     def _fault(self, c: Contribution) -> str:
         if self.phase != "train":
             return f"the job is in its {self.phase} phase, not training"
-        rows = self.shards[c.shard].rows
+        rows = self.shards[c.shard].rows * self._job.train.local_steps
         if not 1 <= c.samples <= rows or not math.isfinite(c.loss):
             return f"samples = {c.samples} and loss = {c.loss}; 1 to {rows} samples and a finite loss are needed"
         if c.version > self.version or (self._policy.rounds and c.version != self.version):
@@ -593,9 +593,9 @@ class Engine:
 
 
 def _total_steps(job: Job, rows: list[int]) -> int:
-    """Return the steps of every shard: a step is one batch, an epoch as many as the largest shard needs."""
+    """Return the steps of every shard: a step is `local_steps` batches, an epoch as many as the largest shard has."""
     if job.train.steps is not None:
         return job.train.steps
     batch = job.data.batch_size
     per_epoch = max(math.ceil(n / batch) for n in rows) if batch else 1
-    return min(MAX_STEPS, math.ceil(job.train.epochs_or_default * per_epoch))
+    return min(MAX_STEPS, math.ceil(job.train.epochs_or_default * per_epoch / job.train.local_steps))
