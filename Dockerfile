@@ -16,7 +16,7 @@ ARG EXTRAS=all
 RUN --mount=type=bind,from=build,source=/dist,target=/dist \
     pip install --no-cache-dir --no-index --find-links /dist "paramserver[${EXTRAS}]"
 # A volume that is first mounted on a directory takes over its owner.
-RUN useradd --uid 10001 --create-home paramserver && install -d -o paramserver /job/runs
+RUN useradd --uid 10001 --create-home paramserver && install -d -o paramserver /job/runs /job/state
 USER paramserver
 # Relative paths of a job start here, as they start in the working directory of a local run.
 WORKDIR /job

@@ -220,13 +220,7 @@ def test_half_a_push_of_a_worker_that_died_does_not_count(control: Control, join
     assert control.bits() == (np.ones(size) - 0.5 * gradient(0, 0, size)).tobytes()
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param("sync", marks=pytest.mark.xfail(reason="a round keeps the chunks before a lie", strict=True)),
-        "async",
-    ],
-)
+@pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("lie", ["nan in the last chunk", "last chunk too short", "offset skipped"])
 def test_chunks_before_a_lie_are_taken_back(
     control: Control, join: Callable[[str], RawWorker], lie: str, mode: str

@@ -54,8 +54,7 @@ def test_a_served_layerwise_step_equals_the_direct_calls(
     for number in range(1, 5):
         sums = rng.normal(size=(2, layout.size)).astype(np.float32)
         for shard in (1, 0):
-            for start in range(0, layout.size, chunk):
-                store.receive(shard, start, sums[shard, start : start + chunk])
+            store.incoming.hold(shard, store.cut(sums[shard]))
         store.apply(number, number, contributions(number, 2))
 
         gradients = layout.views((sums[0] + sums[1]) * np.float32(1 / 8))
@@ -89,7 +88,7 @@ def test_staleness_scaling_divides_the_rate_by_one_plus_the_delay(options: dict[
     state = optimizer.init(4, "float64")
     for version, computed_at in enumerate([0, 0, 1, 0, 4], start=1):
         gradient = np.array([1.0, -2.0, 0.5, 3.0]) * version
-        store.receive(0, 0, 2 * gradient)
+        store.incoming.hold(0, store.cut(2 * gradient))
         store.apply(version, version, [late(0, version - 1, computed_at)])
         freshness = 1 / (1 + version - 1 - computed_at)
         rate = 0.1
@@ -121,8 +120,7 @@ def test_delay_compensation_follows_the_formula(monkeypatch: pytest.MonkeyPatch)
     for version in range(1, 20):
         shard = int(rng.integers(2))
         gradient = rng.normal(size=5)
-        for start in range(0, 5, 2):
-            store.receive(shard, start, 2 * gradient[start : start + 2])
+        store.incoming.hold(shard, store.cut(2 * gradient))
         store.apply(version, 1, [late(shard, steps[shard], 0)])
         steps[shard] += 1
         mean_square = 0.95 * mean_square + 0.05 * gradient**2
@@ -141,7 +139,7 @@ def test_without_delay_scaling_and_compensation_change_no_bit() -> None:
         store = Store(make_job(train={"mode": "async", **extra}), Layout([("w", (6,))], "float32"), [values[3]], 9)
         for version in (1, 2, 3):
             store.granted(0)
-            store.receive(0, 0, values[version - 1])
+            store.incoming.hold(0, store.cut(values[version - 1]))
             store.apply(version, version, [late(0, version - 1, version - 1)])
         thetas.append(store.theta.tobytes())
     assert thetas[0] == thetas[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -68,7 +69,10 @@ def bounds(field: FieldInfo) -> list[str]:
 
 
 def power(value: float) -> str:
-    return "2³²" if value == 2**32 else f"{value:g}" if value < 10_000 else str(value)
+    exponent = math.log2(value) if value > 0 else 0.0
+    if exponent.is_integer() and exponent > 20:
+        return f"2{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def literal(value: object) -> str:

@@ -19,8 +19,8 @@ from paramserver.wire.errors import JobError, nearest
 #: Tensors of a job all have one of these dtypes.
 Dtype = Literal["float32", "float64"]
 
-#: Counts of steps cross the wire as 64-bit numbers and languages without such numbers as doubles.
-MAX_STEPS = 2**53
+#: Counts of steps must fit 64 bits on the wire, and a double where a language has no such numbers.
+MAX_STEPS = 10**15
 
 
 class Section(BaseModel):
@@ -88,7 +88,7 @@ class TrainSection(Section):
     local_update: Literal["gradient", "difference"] = "gradient"
     #: Of the worker's own steps; that of the optimizer if not set.
     local_learning_rate: float | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0, le=1e9)
+    epochs: float | None = Field(default=None, gt=0, le=10**9)
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     dtype: Dtype = "float32"

@@ -148,7 +148,6 @@ class Run:
         if push.offset == 0:
             session.incoming = session.discarding = None
             contribution = _contribution(session.name, push)
-            # Before the first byte is added up: a sum cannot be taken apart again.
             if self.engine.review(contribution) is not None:
                 session.discarding = name
                 # The engine repeats its answer and counts the refusal.
@@ -174,7 +173,10 @@ class Run:
                 if incoming.next_offset == self.store.layout.size:
                     session.incoming = None
                     # The numbers that were checked: those of the first chunk.
-                    self.feed(ev.Pushed(_contribution(session.name, incoming.push)))
+                    contribution = _contribution(session.name, incoming.push)
+                    if self.engine.review(contribution) is None:
+                        self.store.incoming.hold(push.shard, incoming.chunks)
+                    self.feed(ev.Pushed(contribution))
         # A worker that still answers the job before has yet to hear of this one, and will then pull again.
         if push.pull and push.epoch > self._epoch_before:
             session.held = push.version
@@ -191,7 +193,7 @@ class Run:
         if not is_finite(values):
             raise TensorError(_where_not_finite(store.layout, push.offset, values))
         incoming.next_offset += values.size
-        store.receive(push.shard, push.offset, values)
+        incoming.chunks.append(values)
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
@@ -208,7 +210,7 @@ class Run:
         if offset is not None:
             raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]))
         incoming.next_offset = contribution.size
-        store.incoming.hold(shard, contribution)
+        incoming.chunks = store.cut(contribution)
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
         event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
@@ -324,8 +326,6 @@ class Run:
         session = self._sessions.get(worker)
         if session is not None and session.incoming is not None and session.incoming.push.shard == shard:
             _pass_over(session, session.incoming.push)
-        if self.store is not None:
-            self.store.incoming.drop(shard)
 
     def _restage(self, train: TrainSection) -> None:
         self.job = self.job.model_copy(update={"train": train})

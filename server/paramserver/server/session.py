@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -20,6 +21,8 @@ class Incoming:
 
     push: pb.Push
     next_offset: int = 0
+    #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
+    chunks: list[Array] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -61,9 +61,9 @@ class Store:
         self.version = version
         self.update.state = type(self.update.state)(**optimizer_state)
 
-    def receive(self, shard: int, offset: int, values: Array) -> None:
-        """Take one chunk of a contribution; its place was checked before."""
-        self.incoming.add(shard, offset // self.chunk, values)
+    def cut(self, vector: Array) -> list[Array]:
+        """Return a whole vector as its chunks."""
+        return [vector[start : start + self.chunk] for start in range(0, vector.size, self.chunk)]
 
     def restage(self, job: Job) -> None:
         """Take in contributions as the policy of `job` needs it, which may be new, and forget those not applied."""
@@ -72,9 +72,7 @@ class Store:
         #: False if whoever reads θ in shared memory may take its time, see above.
         self.moves = not in_rounds or train.quorum > 0
         apart = self.moves or train.is_robust
-        self.incoming: Reduction = (
-            Separate(size, self.chunk) if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
-        )
+        self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
 
