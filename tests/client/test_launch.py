@@ -72,7 +72,7 @@ def start_training(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
 def train_with(folder: Path, workers: int, act: Callable[[], None]) -> None:
     """Run processes of this one's own, and act at every update once they train."""
     (folder / "job.toml").write_text(LONG)
-    with LocalCluster(workers, folder, folder) as cluster, Client(cluster.address) as client:
+    with LocalCluster(workers, folder, folder, restarts=0) as cluster, Client(cluster.address) as client:
         client.submit(Job.from_toml(folder / "job.toml"))
         for update in client.watch(cluster.check):
             if update.points:

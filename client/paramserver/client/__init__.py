@@ -1,7 +1,7 @@
 """Drives training: describes jobs, launches processes, watches them and evaluates what they learnt."""
 
-from paramserver.client.connection.client import Client, Point, Update
-from paramserver.client.training import Result, train
+from paramserver.client.connection.client import Checkpoint, Client, Point, Update
+from paramserver.client.training import Result, resume, train
 from paramserver.wire.errors import (
     Busy,
     DataError,
@@ -17,6 +17,7 @@ from paramserver.wire.job import Job
 
 __all__ = [
     "Busy",
+    "Checkpoint",
     "Client",
     "DataError",
     "Job",
@@ -30,5 +31,6 @@ __all__ = [
     "TaskError",
     "Unreachable",
     "Update",
+    "resume",
     "train",
 ]

@@ -61,6 +61,8 @@ def demo_job(mode: str = "sync") -> Job:
             "data": {"source": SOURCE, "shards": SHARDS, "batch_size": 0},
             "train": {"mode": mode, "steps": length_and_rate["steps"], "dtype": "float64"},
             "optimizer": length_and_rate["optimizer"],
+            # It leaves no files, and is made again in a second.
+            "server": {"durability": "none"},
         },
         origin="demo",
     )

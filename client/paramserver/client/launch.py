@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from paramserver.client import leash
 from paramserver.client.connection.client import Client
+from paramserver.client.localprocess import LocalProcess
+from paramserver.client.supervisor import MAX_RESTARTS, Supervisor
 from paramserver.wire.errors import JobFailed, RequestError
 
 #: A server has been started and answers well within this time, or something is wrong.
@@ -20,13 +19,6 @@ START_S = 30.0
 GRACE_S = 5.0
 #: Pause between two looks at something that takes a moment.
 _LOOK_S = 0.01
-#: Lines of a log that an error message quotes.
-_TAIL_LINES = 15
-
-#: Kernels of one BLAS on two cores must not fight over them, and their sums must not depend on the core count.
-_ONE_THREAD = dict.fromkeys(
-    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
-)
 
 
 def check_workers(workers: int) -> None:
@@ -39,38 +31,6 @@ def check_workers(workers: int) -> None:
         raise RequestError(f"workers is {workers}, allowed are 1 and more")
 
 
-class LocalProcess:
-    """A Python module running as a process of its own, its output in `LOGS/NAME.log`.
-
-    It has its own session, so that Ctrl-C in the terminal reaches the parent only, and dies with the parent.
-    """
-
-    def __init__(self, name: str, logs: Path, module: str, *arguments: str) -> None:
-        self.name = name
-        self._log = logs / f"{name}.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(leash.__file__), str(os.getpid()), module, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **_ONE_THREAD, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self.process.poll() is None
-
-    def epitaph(self) -> str:
-        """Say how the process ended, and its last words."""
-        code = self.process.returncode
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-        tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-        return "\n".join([f"{self.name} {how}; the end of {self._log}:", *(f"  {line}" for line in tail)])
-
-
 class LocalCluster:
     """One server and some workers; a context manager that starts them and leaves none behind.
 
@@ -78,13 +38,26 @@ class LocalCluster:
         workers: how many worker processes, 1 or more.
         logs: an existing directory for one log file per process.
         base: where relative paths of jobs start for the workers.
+        state: where the server keeps its job; with it, a server that dies is started again and goes on.
+        restarts: how often each process is started again.
+        transport: `auto`, or `stream` to keep tensors out of shared memory.
 
     Raises:
         JobFailed: on entry, if the server does not start; the message holds the end of its log.
     """
 
-    def __init__(self, workers: int, logs: Path, base: Path) -> None:
-        self._count, self._logs, self._base = workers, logs, base
+    def __init__(
+        self,
+        workers: int,
+        logs: Path,
+        base: Path,
+        state: Path | None = None,
+        restarts: int = MAX_RESTARTS,
+        transport: str = "auto",
+    ) -> None:
+        self._transport = transport
+        self._count, self._logs, self._base, self._state = workers, logs, base, state
+        self._supervisor = Supervisor(logs / "supervisor.log", restarts)
         self._server: LocalProcess | None = None
         self._workers: list[LocalProcess] = []
         #: Where the server listens; set on entry.
@@ -95,7 +68,16 @@ class LocalCluster:
             self._server, self.address = self._start_server()
             for number in range(self._count):
                 name = f"worker-{number}"
-                arguments = ("--server", self.address, "--name", name, "--base", str(self._base))
+                arguments = (
+                    "--server",
+                    self.address,
+                    "--name",
+                    name,
+                    "--base",
+                    str(self._base),
+                    "--transport",
+                    self._transport,
+                )
                 self._workers.append(LocalProcess(name, self._logs, "paramserver.worker", *arguments))
         except BaseException:
             self.stop()
@@ -121,15 +103,23 @@ class LocalCluster:
             time.sleep(_LOOK_S)
 
     def check(self) -> None:
-        """Raise if the run can no longer go on: one worker is enough for that, but it takes the server.
+        """Start again what has died; to be called often.
 
         Raises:
-            JobFailed: if the server has died, or every worker has.
+            JobFailed: if the run can no longer go on: the server, or every worker, has died for good.
         """
-        if self._server is not None and not self._server.alive:
-            raise JobFailed(self._server.epitaph())
-        if self._workers and not any(worker.alive for worker in self._workers):
+        server = self._server
+        # A server that kept nothing would come back without the job.
+        if server is not None and not server.alive and not (self._state and self._supervisor.revive(server)):
+            raise JobFailed(server.epitaph())
+        going_on = [self._supervisor.revive(worker) for worker in self._workers]
+        if self._workers and not any(going_on):
             raise JobFailed("\n".join(worker.epitaph() for worker in self._workers))
+
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of those that run, by name: `server`, `worker-0`, …"""
+        members = [self._server, *self._workers] if self._server is not None else self._workers
+        return {member.name: member.process.pid for member in members if member.alive}
 
     def stop(self) -> None:
         """End the workers, then the server: politely first, by force when that takes too long or is interrupted."""
@@ -154,7 +144,8 @@ class LocalCluster:
     def _start_server(self) -> tuple[LocalProcess, str]:
         file = self._logs / "server.address"
         file.unlink(missing_ok=True)
-        arguments = ("--listen", "127.0.0.1:0", "--address-file", str(file))
+        keep = () if self._state is None else ("--state", str(self._state))
+        arguments = ("--listen", "127.0.0.1:0", "--address-file", str(file), *keep)
         server = self._server = LocalProcess("server", self._logs, "paramserver.server", *arguments)
         deadline = time.monotonic() + START_S
         while not file.exists():
@@ -166,4 +157,7 @@ class LocalCluster:
             except subprocess.TimeoutExpired:
                 continue
             raise JobFailed(server.epitaph())
-        return server, file.read_text(encoding="utf-8").strip()
+        address = file.read_text(encoding="utf-8").strip()
+        # Started again, it must be where the workers look for it.
+        server.arguments = ("--listen", address, *keep)
+        return server, address

@@ -9,24 +9,36 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from numpy.typing import NDArray
 
 from paramserver.client.connection.client import Point
 from paramserver.client.files import write_text, write_theta
-from paramserver.wire.errors import RequestError
+from paramserver.wire.errors import JobError, RequestError
 from paramserver.wire.job import Job
 
 #: The file in a run directory that says how the run ended.
 RESULT = "result.json"
+
+_ORIGIN = "origin.json"
+
+
+class Origin(NamedTuple):
+    """How a run on this machine was started, which is how it goes on."""
+
+    job_id: str
+    #: Where relative paths of the job start.
+    base: str
+    workers: int
 
 
 class RunDirectory:
     """A directory that holds one run and nothing else.
 
     It contains `job.json`, `history.jsonl` (a point a line), `theta.npz`, `theta.safetensors`, `loss.png`,
-    `loss.svg`, `result.json` and `logs/`.
+    `loss.svg`, `result.json` and `logs/`; of a run on this machine also `origin.json` and, unless its job keeps
+    nothing, the server's `state/`.
 
     Args:
         path: must not exist or be empty; by default `runs/<timestamp>-<task>`.
@@ -47,6 +59,38 @@ class RunDirectory:
             write_text(self.path / "job.json", json.dumps(json.loads(job.to_json()), indent=2) + "\n")
         except OSError as error:
             raise RequestError(f"run directory {self.path}: {error.strerror}") from None
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> tuple[Self, Job, Origin]:
+        """Return the directory of an earlier run on this machine, its job, and how it was started.
+
+        Raises:
+            RequestError: if there is none that can go on.
+        """
+        self = cls.__new__(cls)
+        self.path, self.logs, self._made = Path(path), Path(path) / "logs", []
+        try:
+            job = Job.from_json((self.path / "job.json").read_text(encoding="utf-8"))
+            origin = Origin(**json.loads((self.path / _ORIGIN).read_text(encoding="utf-8")))
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"{path} holds no run of this machine: {error.filename}: {error.strerror}") from None
+        except (JobError, ValueError, TypeError) as error:
+            raise RequestError(f"{path} holds no run that can go on: {error}") from None
+        return self, job, origin
+
+    @property
+    def state(self) -> Path:
+        """Where a server on this machine keeps the job."""
+        return self.path / "state"
+
+    def note(self, origin: Origin) -> None:
+        """Write down what it takes to go on."""
+        write_text(self.path / _ORIGIN, json.dumps(origin._asdict(), indent=2) + "\n")
+
+    def begin_history(self) -> None:
+        """Forget the history of an earlier start: the server tells it again, as far as it still holds."""
+        (self.path / "history.jsonl").unlink(missing_ok=True)
 
     def append(self, points: Iterable[Point]) -> None:
         """Add points to the history, on the disk at once."""

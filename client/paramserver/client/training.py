@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from paramserver.client.connection.client import Client, Point, Update
 from paramserver.client.evaluate import evaluate, open_test
-from paramserver.client.launch import LocalCluster, check_workers
-from paramserver.client.rundirectory import RunDirectory
+from paramserver.client.launch import START_S, LocalCluster, check_workers
+from paramserver.client.rundirectory import Origin, RunDirectory
+from paramserver.client.supervisor import MAX_RESTARTS
 from paramserver.wire.errors import (
     Busy,
     DataError,
@@ -90,6 +92,8 @@ def train(
     run: str | Path | None = None,
     base: str | Path | None = None,
     progress: Progress | None = None,
+    restarts: int = MAX_RESTARTS,
+    started: Callable[[LocalCluster], None] | None = None,
 ) -> Result:
     """Train a job and return what it learnt; nothing that was started is left running.
 
@@ -102,6 +106,9 @@ def train(
         base: where relative paths of the job start, for local workers and for the test data; by default the
             working directory.
         progress: called with every update.
+        restarts: how often each process on this machine is started again if it dies; the server only if the job is
+            one that its state directory keeps.
+        started: called with the processes on this machine once they run.
 
     Raises:
         RequestError: if the job, its data or its task are wrong; no run directory is left then.
@@ -116,13 +123,48 @@ def train(
     if job.data.test or not server:
         load_task(job.task.use, job.task.options, root)
     directory = RunDirectory(job, run)
-    training = _Training(job, directory, root)
-    try:
+    job_id = uuid.uuid4().hex[:12]
+    training = _Training(job, job_id, directory, root)
+    with _recorded(training, directory.discard):
         if server is not None:
             with Client(server) as client:
                 return training.on_server(client, progress)
-        with LocalCluster(workers, directory.logs, root) as cluster, Client(cluster.address) as client:
-            return training.run(client, progress, cluster.check)
+        directory.note(Origin(job_id, str(root), workers))
+        return training.here(workers, restarts, progress, started)
+
+
+def resume(
+    run: str | Path, workers: int | None = None, progress: Progress | None = None, restarts: int = MAX_RESTARTS
+) -> Result:
+    """Go on with a run that was started on this machine, from its last snapshot, and return what it learnt.
+
+    A run that had reached its end gives its result once more. One that kept nothing begins anew.
+
+    Args:
+        run: the run directory.
+        workers: worker processes to start; as many as before if left out.
+        progress: called with every update, which tell the whole history.
+        restarts: as in `train`.
+
+    Raises:
+        RequestError: if the directory holds no run of this machine, or what it holds is broken.
+        JobFailed: if the job failed.
+    """
+    directory, job, origin = RunDirectory.reopen(run)
+    count = origin.workers if workers is None else workers
+    check_workers(count)
+    root = Path(origin.base)
+    load_task(job.task.use, job.task.options, root)
+    training = _Training(job, origin.job_id, directory, root)
+    with _recorded(training, lambda: None):
+        return training.here(count, restarts, progress)
+
+
+@contextmanager
+def _recorded(training: _Training, discard: Callable[[], None]) -> Iterator[None]:
+    """Write down how a run ended that did not reach its end, or `discard` one that never began."""
+    try:
+        yield
     except KeyboardInterrupt:
         training.record("interrupted", "interrupted by the user")
         raise
@@ -130,7 +172,7 @@ def train(
         if training.begun or isinstance(error, JobFailed):
             training.record("failed", str(error))
         else:
-            directory.discard()
+            discard()
         raise
     except BaseException as error:
         training.record("failed", f"{type(error).__name__}: {error}")
@@ -140,8 +182,9 @@ def train(
 class _Training:
     """One job on one server, and its record in the run directory."""
 
-    def __init__(self, job: Job, directory: RunDirectory, base: Path) -> None:
+    def __init__(self, job: Job, job_id: str, directory: RunDirectory, base: Path) -> None:
         self._job = job
+        self._job_id = job_id
         self._directory = directory
         self._base = base
         self._history: list[Point] = []
@@ -151,6 +194,23 @@ class _Training:
     def begun(self) -> bool:
         """Whether a step was made."""
         return bool(self._history)
+
+    def here(
+        self,
+        workers: int,
+        restarts: int,
+        progress: Progress | None,
+        started: Callable[[LocalCluster], None] | None = None,
+    ) -> Result:
+        """Run on processes of this machine, which are started again when they die."""
+        state = self._directory.state if self._job.server.durability != "none" else None
+        with (
+            LocalCluster(workers, self._directory.logs, self._base, state, restarts) as cluster,
+            Client(cluster.address, START_S, cluster.check) as client,
+        ):
+            if started is not None:
+                started(cluster)
+            return self.run(client, progress)
 
     def on_server(self, client: Client, progress: Progress | None) -> Result:
         """Run on a server that outlives this client: what was submitted must not go on without it."""
@@ -164,10 +224,11 @@ class _Training:
                 client.stop(f"the client gave up: {type(error).__name__} {error}".rstrip())
             raise
 
-    def run(self, client: Client, progress: Progress | None, check: Callable[[], None] | None = None) -> Result:
+    def run(self, client: Client, progress: Progress | None) -> Result:
         """Submit the job, follow it to its end and conclude."""
-        client.submit(self._job)
-        status = self._follow(client, progress, check)
+        client.submit(self._job, self._job_id)
+        self._directory.begin_history()
+        status = self._follow(client, progress)
         if status.state == "failed":
             kind = _KIND.search(status.reason)
             if kind:
@@ -210,9 +271,9 @@ class _Training:
         )
         self._directory.finish(self._job, self._history, {}, result.summary())
 
-    def _follow(self, client: Client, progress: Progress | None, check: Callable[[], None] | None) -> pb.StatusReply:
+    def _follow(self, client: Client, progress: Progress | None) -> pb.StatusReply:
         status = pb.StatusReply()
-        for update in client.watch(check):
+        for update in client.watch():
             status = update.status
             self._history += update.points
             self._directory.append(update.points)

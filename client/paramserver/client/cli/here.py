@@ -1,4 +1,4 @@
-"""Commands that start processes on this machine: demo, train, serve, work."""
+"""Commands that start processes on this machine: demo, train, chaos, serve, work."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from paramserver.client.cli.output import print_demonstration, print_json, print_result
+from paramserver.client.cli.output import print_demonstration, print_json, print_result, print_verdict
 from paramserver.client.cli.progress import shown
-from paramserver.wire.errors import JobFailed
+from paramserver.wire.errors import JobFailed, RequestError
 from paramserver.wire.job import Job
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(demo)
     app.command()(train)
+    app.command()(chaos)
     app.command(context_settings=_PASS_ON)(serve)
     app.command(context_settings=_PASS_ON)(work)
 
@@ -44,8 +45,10 @@ def demo(
 
 
 def train(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job.")],
-    workers: Annotated[int, typer.Option(help="Worker processes to start on this machine.")] = 2,
+    job_file: Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="The job.", show_default=False)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes to start on this machine. [default: 2, or as before]")
+    ] = None,
     server: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Train on this running server and its workers instead.")
     ] = None,
@@ -53,31 +56,75 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Run directory, empty or new. [default: runs/<timestamp>-<task>]"),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Go on with this run of this machine, broken off or finished."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a job: on processes of this machine, or on a running server."""
-    from paramserver.client import rundirectory
-    from paramserver.client.training import train as train_job
+    from paramserver.client import rundirectory, training
 
-    job = Job.from_toml(job_file)
-    directory = run or rundirectory.fresh_path(job)
+    if (job_file is None) == (resume is None) or (resume and (server or run)):
+        raise RequestError("name either a job file or, alone, a run to go on with: --resume RUN_DIR")
     try:
         with shown() as progress:
-            result = train_job(
-                job, workers=workers, server=server, run=directory, base=job_file.parent, progress=progress
-            )
+            if job_file is None:
+                assert resume is not None
+                directory = resume
+                result = training.resume(directory, workers, progress)
+            else:
+                job = Job.from_toml(job_file)
+                directory = run or rundirectory.fresh_path(job)
+                count = 2 if workers is None else workers
+                result = training.train(job, count, 1, server, directory, job_file.parent, progress)
     except JobFailed:
         if as_json:
             print_json(json.loads((directory / rundirectory.RESULT).read_text(encoding="utf-8")))
         raise
     except KeyboardInterrupt:
-        print(f"interrupted; what there is of the run is in {directory}", file=sys.stderr)
+        print(f"interrupted; go on with: paramserver train --resume {directory}", file=sys.stderr)
         raise
     if as_json:
         print_json(result.summary())
     else:
         print_result(result)
     if result.status != "done":
+        raise typer.Exit(1)
+
+
+def chaos(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job.")],
+    kills: Annotated[int, typer.Option(help="How many processes are killed.")] = 20,
+    seed: Annotated[int, typer.Option(help="Chooses when and whom.")] = 0,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 3,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of both runs. [default: runs/<timestamp>-<task>]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a job twice, once under random kill -9 of server and workers, and compare the bits."""
+    from paramserver.client import rundirectory
+    from paramserver.client.chaos import torment
+
+    job = Job.from_toml(job_file)
+    directory = run or rundirectory.fresh_path(job)
+    with shown() as progress:
+        found = torment(
+            job,
+            kills,
+            seed,
+            directory,
+            workers,
+            job_file.parent,
+            progress,
+            narrate=lambda act: print(f"chaos: {act}", file=sys.stderr),
+        )
+    if as_json:
+        print_json(found.summary())
+    else:
+        print_verdict(found)
+    if not found.passed:
         raise typer.Exit(1)
 
 

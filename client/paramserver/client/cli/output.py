@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from paramserver.client.chaos import Verdict
 from paramserver.client.demo import Demonstration
 from paramserver.client.training import Result
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -23,6 +24,16 @@ def print_demonstration(found: Demonstration) -> None:
         learnt, exact = found.theta[name], found.closed_form[name]
         print(f"{meaning:12}{learnt:20.15f}{exact:20.15f}{abs(learnt - exact):12.1e}")
     print(f"loss {found.loss:.9f}, {found.round_ms:.3f} ms per round")
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print whether a job withstood, and what."""
+    killed = ", ".join(f"{name} {count}" for name, count in sorted(verdict.kills.items()))
+    print(f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.reason}")
+    print(f"seed {verdict.seed}, kill -9: {killed}; frozen and woken: {verdict.freezes}")
+    print(f"θ sha256 {verdict.theta_sha256}")
+    if verdict.undisturbed_sha256:
+        print(f"undisturbed {verdict.undisturbed_sha256}")
 
 
 def print_result(result: Result) -> None:

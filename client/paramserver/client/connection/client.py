@@ -57,15 +57,17 @@ class Client:
     """A connection to the server at `address`, which is `host:port` or `unix:PATH`.
 
     Every call waits at most `timeout_s` seconds for a server that does not answer, and outlasts one that goes away
-    and comes back within that time. To be closed, or used as a context manager.
+    and comes back within that time. While it does not answer, `check` is called again and again; it raises to end the
+    wait. To be closed, or used as a context manager.
 
     Raises:
         RequestError: if the address is malformed.
         Unreachable: from every call, if no server answers in time.
     """
 
-    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, address: str, timeout_s: float = 10.0, check: Callable[[], None] | None = None) -> None:
         self.address = check_address(address)
+        self._check = check
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._control: Any = ControlStub(self._channel)  # type: ignore[no-untyped-call]
@@ -110,6 +112,7 @@ class Client:
             NotReady: if no job was submitted.
             JobFailed: if the server came back without the job.
         """
+        check = check or self._check
         patience = Patience(self.address, self._timeout_s, check)
         job_id, step = "", 0
         while True:
@@ -149,7 +152,7 @@ class Client:
             NotReady: if they are not initialised yet.
             ProtocolError: if what comes is not whole.
         """
-        patience = Patience(self.address, self._timeout_s)
+        patience = Patience(self.address, self._timeout_s, self._check)
         return persist(lambda _: self._pull_once(patience), patience)
 
     def evaluate(self, base: str | Path | None = None) -> dict[str, float]:
@@ -215,7 +218,7 @@ class Client:
     def _call(self, method: Any, request: Any) -> Any:
         return persist(
             lambda left_s: method(request, timeout=left_s),
-            Patience(self.address, self._timeout_s),
+            Patience(self.address, self._timeout_s, self._check),
         )
 
     def _pull_once(self, patience: Patience) -> tuple[dict[str, Array], int]:
