@@ -40,14 +40,22 @@ class LocalCluster:
         base: where relative paths of jobs start for the workers.
         state: where the server keeps its job; with it, a server that dies is started again and goes on.
         restarts: how often each process is started again.
+        transport: `auto`, or `stream` to keep tensors out of shared memory.
 
     Raises:
         JobFailed: on entry, if the server does not start; the message holds the end of its log.
     """
 
     def __init__(
-        self, workers: int, logs: Path, base: Path, state: Path | None = None, restarts: int = MAX_RESTARTS
+        self,
+        workers: int,
+        logs: Path,
+        base: Path,
+        state: Path | None = None,
+        restarts: int = MAX_RESTARTS,
+        transport: str = "auto",
     ) -> None:
+        self._transport = transport
         self._count, self._logs, self._base, self._state = workers, logs, base, state
         self._supervisor = Supervisor(logs / "supervisor.log", restarts)
         self._server: LocalProcess | None = None
@@ -60,7 +68,16 @@ class LocalCluster:
             self._server, self.address = self._start_server()
             for number in range(self._count):
                 name = f"worker-{number}"
-                arguments = ("--server", self.address, "--name", name, "--base", str(self._base))
+                arguments = (
+                    "--server",
+                    self.address,
+                    "--name",
+                    name,
+                    "--base",
+                    str(self._base),
+                    "--transport",
+                    self._transport,
+                )
                 self._workers.append(LocalProcess(name, self._logs, "paramserver.worker", *arguments))
         except BaseException:
             self.stop()

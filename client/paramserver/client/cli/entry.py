@@ -11,6 +11,7 @@ from typing import NoReturn
 import typer
 
 from paramserver.client.cli import here, there
+from paramserver.client.cli.measure import bench
 from paramserver.wire.errors import Busy, NotReady, ParamserverError, RequestError, Unreachable
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 here.register(app)
 there.register(app)
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

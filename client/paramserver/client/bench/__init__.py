@@ -1,0 +1,1 @@
+"""Measures what training costs beside what the machine could do at best, in one run."""

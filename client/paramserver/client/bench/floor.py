@@ -1,0 +1,100 @@
+"""What a round costs at least: the same bytes over bare sockets, or through memory, with numpy's sums and no server.
+
+The floor is no parameter server: nothing is named, checked, retried or told apart, and a process that dies hangs it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+#: Below this many elements threads cost more than they save.
+SMALL = 100_000
+
+
+class Floor(NamedTuple):
+    """Seconds of every round, and CPU seconds of all processes together."""
+
+    rounds_s: list[float]
+    cpu_s: float
+
+
+def over_sockets(size: int, workers: int, rounds: int) -> Floor:
+    """Time rounds of float32 vectors over TCP loopback: workers send, numpy adds and applies, workers get θ."""
+    context = multiprocessing.get_context("spawn")
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(workers) as pool:
+        port = listener.getsockname()[1]
+        processes = [context.Process(target=_send_and_receive, args=(port, size, rounds)) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        streams = [_without_delay(listener.accept()[0]) for _ in processes]
+        before = _cpu_s()
+        gradients = [np.full(size, 0, np.float32) for _ in streams]
+        theta, total = np.full(size, 0, np.float32), np.full(size, 0, np.float32)
+        run = pool.map if size >= SMALL else map
+        rounds_s = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            list(run(_receive, streams, gradients))
+            np.copyto(total, gradients[0])
+            for gradient in gradients[1:]:
+                np.add(total, gradient, out=total)
+            np.multiply(total, 0.01 / workers, out=total)
+            np.subtract(theta, total, out=theta)
+            list(run(lambda stream: stream.sendall(theta.data), streams))
+            rounds_s.append(time.perf_counter() - started)
+        for stream in streams:
+            stream.close()
+        for process in processes:
+            process.join()
+    return Floor(rounds_s, _cpu_s() - before)
+
+
+def through_memory(size: int, workers: int, rounds: int) -> Floor:
+    """Time the copying of as many bytes as a round in shared memory touches: every gradient, θ read and written."""
+    source, target = np.full(size, 1, np.float32), np.full(size, 0, np.float32)
+    before, rounds_s = _cpu_s(), []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        # One copy reads and writes a vector.
+        for _ in range(workers // 2 + 1):
+            np.copyto(target, source)
+        rounds_s.append(time.perf_counter() - started)
+    return Floor(rounds_s, _cpu_s() - before)
+
+
+def _send_and_receive(port: int, size: int, rounds: int) -> None:
+    gradient, theta = np.full(size, 1e-3, np.float32), np.full(size, 0, np.float32)
+    with _without_delay(socket.create_connection(("127.0.0.1", port))) as stream:
+        for _ in range(rounds):
+            stream.sendall(gradient.data)
+            _receive(stream, theta)
+
+
+def _receive(stream: socket.socket, into: Array) -> None:
+    view, done = into.data.cast("B"), 0
+    while done < len(view):
+        count = stream.recv_into(view[done:])
+        if not count:
+            raise ConnectionError(f"process {os.getpid()}: the other side is gone")
+        done += count
+
+
+def _without_delay(stream: socket.socket) -> socket.socket:
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return stream
+
+
+def _cpu_s() -> float:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

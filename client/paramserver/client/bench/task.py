@@ -1,0 +1,35 @@
+"""A task that computes nothing, so that only the moving, adding up and applying of its gradient takes time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramserver.worker.batches import Batch
+
+Params = dict[str, NDArray[Any]]
+
+
+class Constant:
+    """One tensor of `size` elements whose gradient is the same everywhere."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._gradient: Params = {}
+
+    def init(self, rng: np.random.Generator, batch: Batch) -> Params:
+        """Return random parameters: zeros would be cheaper to move than they should be."""
+        return {"theta": rng.random(self._size, dtype=np.float32).astype(batch.y.dtype)}
+
+    def loss_and_grad(self, _params: Params, batch: Batch) -> tuple[float, Params]:
+        """Return a gradient that was made at the first call."""
+        if not self._gradient:
+            self._gradient = {"theta": np.full(self._size, 1e-3, batch.y.dtype)}
+        return 1.0, self._gradient
+
+
+def rows() -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return data of which every shard has one row for each of up to 64 workers."""
+    return np.zeros((64, 1)), np.zeros(64)

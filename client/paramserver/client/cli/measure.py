@@ -1,0 +1,38 @@
+"""`paramserver bench`: what training costs on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from paramserver.client.cli.output import print_json
+
+bench = typer.Typer(help="Measure what training costs on this machine, beside what it could do at best.")
+
+
+@bench.callback()
+def _group() -> None:
+    """Keep `bench round` a command of its own while it is the only one."""
+
+
+@bench.command("round")
+def round_(
+    size: Annotated[int, typer.Option(help="Parameters, float32.")] = 1_000_000,
+    workers: Annotated[int, typer.Option(help="Worker processes, one shard each.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Synchronous rounds.")] = 200,
+    transport: Annotated[str, typer.Option(help="auto (shared memory here) or stream.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time synchronous rounds: push, add up, apply, pull."""
+    from paramserver.client.bench.rounds import measure_rounds
+
+    found = measure_rounds(size, workers, rounds, transport)
+    if as_json:
+        print_json(found.summary())
+        return
+    print(f"{found.size:,} parameters, {found.workers} workers, {found.transport}, {found.rounds} rounds")
+    print(f"round  median {found.median_ms:.3f} ms, p10 {found.p10_ms:.3f}, p90 {found.p90_ms:.3f}")
+    print(f"floor  median {found.floor_ms:.3f} ms, ratio {found.ratio:.2f}")
+    print(f"CPU    {found.cpu_s_per_gb:.2f} s/GB, floor {found.floor_cpu_s_per_gb:.2f} s/GB")
+    print("memory " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in found.peak_rss_mb.items()))
