@@ -35,12 +35,36 @@ class Ticket(NamedTuple):
     assignment: Assignment
 
 
+class PolicyChoice(NamedTuple):
+    """The keys of a job that make its policy."""
+
+    mode: str
+    quorum: int
+    staleness: int
+    max_delay: int
+
+
+def policies() -> st.SearchStrategy[PolicyChoice]:
+    return st.builds(
+        PolicyChoice,
+        mode=st.sampled_from(["sync", "sync", "async", "ssp"]),
+        quorum=st.sampled_from([0, 0, 1, 2, 3]),
+        staleness=st.integers(0, 3),
+        max_delay=st.sampled_from([0, 0, 1, 2, 5]),
+    )
+
+
 class Naive:
     """What any engine must do, kept in plain dicts and found out from events and effects alone."""
 
-    def __init__(self, mode: str, staleness: int, shards: int, total: int) -> None:
-        self.mode, self.staleness, self.shards, self.total = mode, staleness, shards, total
+    def __init__(self, policy: PolicyChoice, shards: int, total: int) -> None:
+        self.policy, self.shards, self.total = policy, shards, total
         self.open: dict[int, Ticket] = {}
+        #: Shards whose open assignment is of a policy before.
+        self.recalled: set[int] = set()
+        #: What rounds closed without.
+        self.missed: set[tuple[int, int]] = set()
+        self.switched = False
         self.counted: dict[tuple[int, int], Contribution] = {}
         self.applied: list[tuple[int, int]] = []
         self.version = 0
@@ -65,14 +89,15 @@ class Naive:
         return [w for w in self.connected if w not in self.silent and w not in self.failed]
 
     def clock(self, shard: int) -> int:
-        return sum(1 for counted_shard, _ in self.counted if counted_shard == shard)
+        return sum(1 for settled_shard, _ in [*self.counted, *self.missed] if settled_shard == shard)
 
     def slowest(self) -> int:
         return min(self.clock(s) for s in range(self.shards))
 
     def ahead_allowed(self, shard: int) -> bool:
         lead = self.clock(shard) - self.slowest()
-        return self.mode == "async" or lead <= (0 if self.mode == "sync" else self.staleness)
+        mode = self.policy.mode
+        return mode == "async" or lead <= (0 if mode == "sync" else self.policy.staleness)
 
     def may_read(self, worker: str, shard: int) -> bool:
         accepts, _ = self.connected[worker]
@@ -86,20 +111,35 @@ class Naive:
             and ticket is not None
             and ticket.worker == c.worker
             and ticket.assignment == Assignment(Kind.GRADIENT, c.shard, c.epoch, c.step)
-            and (c.version == self.version if self.mode == "sync" else c.version <= self.version)
+            and c.shard not in self.recalled
+            and c.step == self.clock(c.shard)
+            and self.is_fresh(c)
             and 1 <= c.samples <= ROWS
             and math.isfinite(c.loss)
         )
+
+    def is_fresh(self, c: Contribution) -> bool:
+        if self.policy.mode == "sync":
+            return c.version == self.version
+        return 0 <= self.version - c.version <= (self.policy.max_delay or math.inf)
+
+    def switch(self, policy: PolicyChoice) -> None:
+        """What is not applied does not count; what is being computed will not."""
+        self.counted = {name: c for name, c in self.counted.items() if name in self.applied}
+        self.recalled = set(self.open) if self.training else set()
+        self.policy, self.switched = policy, True
 
     def count(self, c: Contribution) -> list[tuple[int, tuple[Contribution, ...]]]:
         """Count a contribution; return the updates of θ that must follow, as (version, contributions)."""
         self.counted[c.shard, c.step] = c
         del self.open[c.shard]
-        if self.mode == "sync":
-            everyone = [self.counted.get((s, c.step)) for s in range(self.shards)]
-            if None in everyone:
+        if self.policy.mode == "sync":
+            round_now = {(s, c.step) for s in range(self.shards)} - set(self.applied)
+            together = tuple(self.counted[name] for name in sorted(round_now & set(self.counted)))
+            absent = round_now - set(self.counted)
+            if absent and (self.policy.quorum == 0 or len(together) < self.policy.quorum):
                 return []
-            together = tuple(x for x in everyone if x is not None)
+            self.missed |= absent
         else:
             together = (c,)
         self.version += 1
@@ -119,8 +159,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.checking = False
 
     @initialize(
-        mode=st.sampled_from(["sync", "sync", "async", "ssp"]),
-        staleness=st.integers(0, 3),
+        policy=policies(),
         shards=st.integers(1, 5),
         total=st.integers(1, 6),
         first_epoch=st.sampled_from([0, 7]),
@@ -128,11 +167,12 @@ class EngineMachine(RuleBasedStateMachine):
         started=st.booleans(),
     )
     def begin(
-        self, mode: str, staleness: int, shards: int, total: int, first_epoch: int, workers: int, started: bool
+        self, policy: PolicyChoice, shards: int, total: int, first_epoch: int, workers: int, started: bool
     ) -> None:
-        self.engine = Engine(make_job(mode, shards, total, staleness=staleness), first_epoch)
+        policy = policy._replace(quorum=min(policy.quorum, shards))
+        self.engine = Engine(make_job(policy, shards, total), first_epoch)
         self.first_epoch = first_epoch
-        self.model = Naive(mode, staleness, shards, total)
+        self.model = Naive(policy, shards, total)
         for name in NAMES[:workers]:
             self.join(name, None, frozenset())
         # Half of the runs begin where it gets interesting.
@@ -161,6 +201,11 @@ class EngineMachine(RuleBasedStateMachine):
             assert all((r.worker, r.shard, r.step) == (c.worker, c.shard, c.step) for r in refusals)
             if not counts and (c.shard, c.step) in model.counted and not over:
                 assert refusals[0].code is Code.DUPLICATE
+            if (c.shard, c.step) in model.missed and not over:
+                is_last = c.step == model.clock(c.shard) - 1
+                assert refusals[0].code in ([Code.SUPERSEDED] if is_last else [Code.SUPERSEDED, Code.DUPLICATE])
+            if refusals and refusals[0].code is Code.STALE:
+                assert c.shard in model.recalled or model.version - c.version > model.policy.max_delay > 0
         for effect in effects:
             self.check(event, effect)
         if over:
@@ -181,7 +226,7 @@ class EngineMachine(RuleBasedStateMachine):
                 model.asked.discard(worker)
                 for assignment in assignments:
                     self.check_assignment(worker, version, assignment)
-                if model.initialised and model.mode != "sync":
+                if model.initialised and model.policy.mode != "sync":
                     assert len(assignments) == 1, "each step deserves a θ as fresh as can be"
             case ev.Refuse(worker, _, _, code, reason):
                 assert reason
@@ -230,6 +275,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert kind is (Kind.INITIAL if len(model.rows) == model.shards else Kind.SURVEY)
         ticket = Ticket(worker, version, assignment)
         model.open[shard] = ticket
+        model.recalled.discard(shard)
         self.tickets.append(ticket)
         self.in_hand[worker].append(ticket)
 
@@ -341,7 +387,9 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), change=st.sampled_from(["none", "later", "earlier", "epoch", "version", "shard", "worker"]))
     def push_what_nobody_asked_for(self, data: st.DataObject, change: str) -> None:
-        worker, version, (_, shard, epoch, step) = data.draw(st.sampled_from(self.tickets[-12:]))
+        worker, version, (_, shard, epoch, step) = data.draw(
+            st.sampled_from([*self.tickets[-12:], *self.model.open.values()])
+        )
         c = Contribution(worker, shard, epoch, step, version, 1, 0.5)
         match change:
             case "later":
@@ -430,6 +478,21 @@ class EngineMachine(RuleBasedStateMachine):
             effects = self.feed(ev.StopAsked("enough"))
             assert effects == [ev.End("stopped", "enough")]
 
+    @rule(policy=policies(), really=st.integers(0, 3))
+    def switch_policy(self, policy: PolicyChoice, really: int) -> None:
+        if really == 3 and not self.model.over:
+            policy = policy._replace(quorum=min(policy.quorum, self.model.shards))
+            self.model.switch(policy)
+            train = make_job(policy, self.model.shards, self.model.total).train
+            effects = self.feed(ev.PolicyChanged(train))
+            assert ev.Restage(train) in effects
+
+    @invariant()
+    def what_is_counted_is_told(self) -> None:
+        if hasattr(self, "model"):
+            assert self.engine.samples == sum(c.samples for c in self.model.counted.values())
+            assert self.engine.staleness.total() == len(self.model.counted)
+
     @invariant()
     def nothing_is_applied_twice(self) -> None:
         applied = self.model.applied
@@ -442,14 +505,17 @@ class EngineMachine(RuleBasedStateMachine):
         assert list(self.engine.clocks) == [model.clock(s) for s in range(model.shards)]
         assert self.engine.version == model.version
         for shard in range(model.shards):
-            assert all((shard, step) in model.counted for step in range(model.clock(shard))), "no step is left out"
+            settled = model.counted.keys() | model.missed
+            assert all((shard, step) in settled for step in range(model.clock(shard))), "no step is left out"
+            assert not model.counted.keys() & model.missed
 
     @invariant()
     def clocks_stay_within_the_bound(self) -> None:
         model = self.model
         clocks = [model.clock(s) for s in range(model.shards)]
-        bound = {"sync": 1, "ssp": model.staleness + 1, "async": model.total}[model.mode]
-        assert max(clocks) - min(clocks) <= bound
+        bound = {"sync": 1, "ssp": model.policy.staleness + 1, "async": model.total}[model.policy.mode]
+        # After a switch the shards that are ahead wait until the others have caught up.
+        assert max(clocks) - min(clocks) <= (model.total if model.switched else bound)
         assert max(clocks) <= model.total
 
     @invariant()
@@ -539,15 +605,15 @@ class EngineMachine(RuleBasedStateMachine):
                 break
             self.one_honest_round()
         assert self.model.over == "done", self.engine.waits(self.now)
-        assert len(self.model.applied) == self.model.shards * self.model.total
+        assert len(self.model.applied) + len(self.model.missed) == self.model.shards * self.model.total
 
 
-def make_job(mode: str = "sync", shards: int = 2, steps: int = 5, staleness: int = 3, **stop: Any) -> Job:
+def make_job(policy: PolicyChoice, shards: int = 2, steps: int = 5, **stop: Any) -> Job:
     return Job.from_dict(
         {
             "task": {"use": "anything"},
             "data": {"source": "anywhere", "shards": shards},
-            "train": {"mode": mode, "steps": steps, "staleness": staleness},
+            "train": {"steps": steps, **policy._asdict()},
             "stop": stop,
             "server": {"lease_s": LEASE_S},
         }
@@ -555,7 +621,7 @@ def make_job(mode: str = "sync", shards: int = 2, steps: int = 5, staleness: int
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=300,
+    max_examples=200,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -82,3 +82,18 @@ def test_separate_hands_out_each_contribution_alone() -> None:
     reduction.hold(1, pieces(np.array([1.0, 3.0]), 1))
     assert [p.tolist() for p in added_up(reduction.take([1]))] == [[1.0], [3.0]]
     assert [p.tolist() for p in added_up(reduction.take([0]))] == [[2.0], [4.0]]
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["RoundSum", "Separate"])
+def test_a_round_of_some_shards_is_their_sum(kind: str, data: st.DataObject) -> None:
+    """Those behind, after a switch to rounds; or those that made the quorum."""
+    shards = data.draw(st.integers(2, 5), "shards")
+    reduction = RoundSum(shards, 5, 2, np.dtype("float32")) if kind == "RoundSum" else Separate()
+    for round_number in range(2):
+        values = gradients(round_number, shards, 5, "float32")
+        named = sorted(data.draw(st.sets(st.integers(0, shards - 1), min_size=1), "named"))
+        for shard in data.draw(st.permutations(named), "order of arrival"):
+            reduction.hold(shard, pieces(values[shard], 2))
+        summed = np.concatenate(added_up(reduction.take(named)))
+        assert summed.tobytes() == in_order(values[named]).tobytes()

@@ -57,11 +57,37 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
-    """The consistency policy and how long to train; a step is one contribution of every shard."""
+    """The consistency policy and how long to train; a step is one contribution of every shard.
+
+    A key that belongs to another mode stands by until the job is switched to that mode.
+    """
 
     mode: Literal["sync", "async", "ssp"] = "sync"
+    #: sync: contributions that close a round; 0 is one of every shard.
+    quorum: int = Field(default=0, ge=0)
+    #: ssp: steps that a shard may be ahead of the slowest.
     staleness: int = Field(default=3, ge=0)
+    #: async, ssp: versions that θ may have moved on since a contribution's pull; 0 is no bound.
+    max_delay: int = Field(default=0, ge=0)
+    #: async, ssp: divide the learning rate by 1 + delay.
+    staleness_scaling: bool = False
+    #: async, ssp: the λ of DC-ASGD-a; 0 is no compensation.
+    delay_compensation: float = Field(default=0.0, ge=0)
     reduce: Literal["mean", "sum"] = "mean"
+    #: sync: how the contributions of a round become one gradient.
+    aggregate: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum"] = "mean"
+    #: trimmed_mean: values left out at either end of every coordinate.
+    trim: int = Field(default=0, ge=0)
+    #: krum, multi_krum: contributions of a round that may be hostile.
+    byzantine: int = Field(default=0, ge=0)
+    #: sync: bound on the norm of every contribution's mean gradient; 0 is no bound.
+    clip_contribution: float = Field(default=0.0, ge=0)
+    #: Batches that a worker computes, moving its own θ, before it pushes.
+    local_steps: int = Field(default=1, ge=1, le=65536)
+    #: Whether the accumulated gradient or the difference of the parameters is pushed.
+    local_update: Literal["gradient", "difference"] = "gradient"
+    #: Of the worker's own steps; that of the optimizer if not set.
+    local_learning_rate: float | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0, le=10**9)
     steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -72,6 +98,44 @@ class TrainSection(Section):
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"epochs = {self.epochs} and steps = {self.steps} are both set; give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _aggregate_fits(self) -> Self:
+        how = self.aggregate
+        if self.trim and how != "trimmed_mean":
+            raise ValueError(f"trim = {self.trim} has no meaning for {how!r}, only for 'trimmed_mean'")
+        if self.byzantine and how not in ("krum", "multi_krum"):
+            raise ValueError(
+                f"byzantine = {self.byzantine} has no meaning for {how!r}, only for 'krum' and 'multi_krum'"
+            )
+        if self.is_robust and (self.mode, self.reduce) != ("sync", "mean"):
+            raise ValueError(
+                f"aggregate = {how!r} with clip_contribution = {self.clip_contribution:g} needs mode = 'sync'"
+                f" and reduce = 'mean', found {self.mode!r} and {self.reduce!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _local_steps_fit(self) -> Self:
+        if self.local_learning_rate is not None and not self.goes_local:
+            raise ValueError(f"local_learning_rate = {self.local_learning_rate} has no meaning with local_steps = 1")
+        if self.local_update == "difference" and self.local_learning_rate is None:
+            raise ValueError(
+                "local_update = 'difference' needs local_learning_rate: the optimizer's rate is that of the outer step"
+            )
+        if self.local_update == "difference" and self.reduce != "mean":
+            raise ValueError(f"local_update = 'difference' needs reduce = 'mean', found {self.reduce!r}")
+        return self
+
+    @property
+    def goes_local(self) -> bool:
+        """Whether workers move a θ of their own."""
+        return self.local_steps > 1 or self.local_update == "difference"
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether a round is anything else than the sum of its contributions."""
+        return self.aggregate != "mean" or self.clip_contribution > 0
 
     @property
     def epochs_or_default(self) -> float:
@@ -184,6 +248,26 @@ class Job(Section):
     optimizer: OptimizerSection = OptimizerSection()
     stop: StopSection = StopSection()
     server: ServerSection = ServerSection()
+
+    @model_validator(mode="after")
+    def _can_make_progress(self) -> Self:
+        if self.train.quorum > self.data.shards:
+            raise ValueError(
+                f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}:"
+                " no round would ever close"
+            )
+        train, found = self.train, self.train.quorum or self.data.shards
+        if 2 * train.trim >= found:
+            raise ValueError(
+                f"train.trim = {train.trim} leaves nothing of the {found} contributions of a round;"
+                f" allowed are up to {(found - 1) // 2}"
+            )
+        if train.aggregate in ("krum", "multi_krum") and found < 2 * train.byzantine + 3:
+            raise ValueError(
+                f"train.byzantine = {train.byzantine} needs {2 * train.byzantine + 3} contributions in a round"
+                f" for {train.aggregate!r}, found {found}"
+            )
+        return self
 
     @classmethod
     def from_dict(cls, tables: dict[str, Any], origin: str = "job") -> Job:

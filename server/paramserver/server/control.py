@@ -88,6 +88,16 @@ class ControlService(rpc.ControlServicer):
                 payload=theta[start : start + CHUNK_BYTES],
             )
 
+    async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyReply:
+        """Change the policy of the running job."""
+        changes = {field.name: value for field, value in request.ListFields()}
+        try:
+            run = self._shell.set_policy(changes)
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+            raise
+        return pb.SetPolicyReply(version=run.engine.version, job_json=run.job.to_json())
+
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopReply:
         """End the running job."""
         try:

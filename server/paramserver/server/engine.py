@@ -20,7 +20,7 @@ from paramserver.server import events as ev
 from paramserver.server.enginestate import EngineState, ShardRecord
 from paramserver.server.events import Assignment, Code, Contribution, Effect, Kind
 from paramserver.server.policies import make_policy
-from paramserver.wire.job import MAX_STEPS, Job
+from paramserver.wire.job import MAX_STEPS, Job, TrainSection
 
 #: After this many bad pushes a worker gets no more work for the job.
 MAX_BAD_PUSHES = 3
@@ -43,9 +43,13 @@ class ShardState:
     rows: int = 0
     #: Set once a worker has said that nobody else can read the shard.
     pinned_to: str | None = None
-    #: Of the last accepted contribution; NaN before the first.
+    #: Of the last accepted contribution; NaN and 0 before the first and after a round that closed without the shard.
     loss: float = math.nan
     samples: int = 0
+    #: Assigned under a policy that has changed since: what is computed does not count.
+    recalled: bool = False
+    #: So many steps right below the clock were superseded: their rounds closed without the shard.
+    missed: int = 0
     #: When its clock last moved or its lease last changed hands.
     since: float = 0.0
 
@@ -207,6 +211,8 @@ class Engine:
                 self._fail(worker, reason, effects, now)
             case ev.Measured(_version, norm):
                 self._measure(norm, effects, now)
+            case ev.PolicyChanged(train):
+                self._change_policy(train, effects)
             case ev.StopAsked(reason):
                 self._end("stopped", reason, effects, now)
             case ev.Tick():
@@ -224,6 +230,9 @@ class Engine:
         if self.ended:
             return ev.Refuse(worker, shard, step, Code.FENCED, f"the job is over: {self.reason}")
         state, clock = self.shards[shard], self.clocks[shard]
+        if clock - state.missed <= step < clock:
+            reason = f"the round of step {step} closed without shard {shard}; step {clock} is expected"
+            return ev.Refuse(worker, shard, step, Code.SUPERSEDED, reason)
         if step < clock:
             reason = f"step {step} of shard {shard} is in already; step {clock} is expected"
             return ev.Refuse(worker, shard, step, Code.DUPLICATE, reason)
@@ -236,6 +245,9 @@ class Engine:
         if step > clock:
             reason = f"step {step} of shard {shard} comes too early; step {clock} is expected"
             return ev.Refuse(worker, shard, step, Code.GAP, reason)
+        if state.recalled:
+            reason = f"step {step} of shard {shard} was assigned before the policy became {self._policy.name}"
+            return ev.Refuse(worker, shard, step, Code.STALE, f"{reason}: compute it again")
         if not state.busy:
             # What nobody was asked for would run past the barrier or the staleness bound.
             reason = f"step {step} of shard {shard} was not assigned, or was given up or refused since"
@@ -247,6 +259,9 @@ class Engine:
         refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
         if refusal is None and (reason := self._fault(c)):
             refusal = ev.Refuse(c.worker, c.shard, c.step, Code.INVALID, reason)
+        if refusal is None:
+            allowed, reason = self._policy.may_count(c.shard, self.version - c.version)
+            refusal = None if allowed else ev.Refuse(c.worker, c.shard, c.step, Code.STALE, reason)
         return refusal
 
     def next_deadline(self) -> float:
@@ -266,6 +281,8 @@ class Engine:
             slowest = min(self.clocks)
             late = [s for s, clock in enumerate(self.clocks) if clock == slowest]
             what = f"step {slowest}"
+            if self._policy.quorum:
+                what += f" ({len(self._round)} contributions are in, {self._policy.quorum} close the round)"
         elif self.phase == "survey":
             late, what = [s for s, state in enumerate(self.shards) if not state.rows], "the survey"
         else:
@@ -374,16 +391,14 @@ class Engine:
         worker.pushes += 1
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1
+        shard.missed = 0
         self.samples += c.samples
         self.staleness[self.version - c.version] += 1
         if not self._policy.rounds:
             self._apply((c,), effects)
         else:
             self._round[c.shard] = c
-            if len(self._round) == len(self.shards):
-                in_shard_order = tuple(self._round[s] for s in sorted(self._round))
-                self._round.clear()
-                self._apply(in_shard_order, effects)
+            self._close_round(c.step, effects)
         if min(self.clocks) > self._finished_steps:
             self._finished_steps += 1
             self._progress(effects, now)
@@ -391,22 +406,53 @@ class Engine:
     def _fault(self, c: Contribution) -> str:
         if self.phase != "train":
             return f"the job is in its {self.phase} phase, not training"
-        rows = self.shards[c.shard].rows
+        rows = self.shards[c.shard].rows * self._job.train.local_steps
         if not 1 <= c.samples <= rows or not math.isfinite(c.loss):
             return f"samples = {c.samples} and loss = {c.loss}; 1 to {rows} samples and a finite loss are needed"
         if c.version > self.version or (self._policy.rounds and c.version != self.version):
             return f"computed at version {c.version}, θ is at version {self.version}"
         return ""
 
+    def _close_round(self, step: int, effects: list[Effect]) -> None:
+        """Apply the round of `step` if nobody is missing or the quorum is reached; who is late goes on to the next."""
+        late = [s for s, clock in enumerate(self.clocks) if clock == step]
+        if late and (not self._policy.quorum or len(self._round) < self._policy.quorum):
+            return
+        for s in late:
+            self.clocks[s] += 1
+            shard = self.shards[s]
+            shard.missed, shard.loss, shard.samples = shard.missed + 1, math.nan, 0
+        in_shard_order = tuple(self._round[s] for s in sorted(self._round))
+        self._round.clear()
+        self._apply(in_shard_order, effects)
+
+    def _change_policy(self, train: TrainSection, effects: list[Effect]) -> None:
+        """Go on under another policy, from θ as it is.
+
+        The open round is taken back and what is being computed will not count, so that a switch itself never changes
+        θ and costs each shard at most one step.
+        """
+        self._job = self._job.model_copy(update={"train": train})
+        self._policy = make_policy(train)
+        self.staleness -= Counter(self.version - c.version for c in self._round.values())
+        for c in self._round.values():
+            self.clocks[c.shard] -= 1
+            self.samples -= c.samples
+        self._round.clear()
+        for shard in self.shards:
+            shard.recalled = shard.busy and self.phase == "train"
+        effects.append(ev.Restage(train))
+
     def _apply(self, contributions: tuple[Contribution, ...], effects: list[Effect]) -> None:
         self.version += 1
-        count = self.version if self._policy.rounds else 1 + (self.version - 1) // len(self.shards)
+        # In rounds this is the version; elsewhere as many updates make a step as there are shards.
+        count = 1 + (sum(self.clocks) - 1) // len(self.shards)
         effects.append(ev.Apply(self.version, count, contributions))
 
     def _progress(self, effects: list[Effect], now: float) -> None:
         """Every shard has made one more step: record it and see whether the job is over."""
         total = sum(shard.samples for shard in self.shards)
-        before, self.loss = self.loss, sum(s.samples * s.loss for s in self.shards) / total
+        before, self.loss = self.loss, sum(s.samples * s.loss for s in self.shards if s.samples) / total
         elapsed = now - self.train_started
         effects.append(ev.Progress(self._finished_steps, self.version, self.loss, self.samples, elapsed))
         stop = self._job.stop
@@ -523,7 +569,8 @@ class Engine:
                 if assignments:
                     worker.parked = False
                     for assignment in assignments:
-                        self.shards[assignment.shard].busy = True
+                        state = self.shards[assignment.shard]
+                        state.busy, state.recalled = True, False
                     effects.append(ev.Grant(name, self.version, tuple(assignments)))
 
     def _assignments(self, worker: WorkerState) -> list[Assignment]:
@@ -546,9 +593,9 @@ class Engine:
 
 
 def _total_steps(job: Job, rows: list[int]) -> int:
-    """Return the steps of every shard: a step is one batch, an epoch as many as the largest shard needs."""
+    """Return the steps of every shard: a step is `local_steps` batches, an epoch as many as the largest shard has."""
     if job.train.steps is not None:
         return job.train.steps
     batch = job.data.batch_size
     per_epoch = max(math.ceil(n / batch) for n in rows) if batch else 1
-    return min(MAX_STEPS, math.ceil(job.train.epochs_or_default * per_epoch))
+    return min(MAX_STEPS, math.ceil(job.train.epochs_or_default * per_epoch / job.train.local_steps))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from paramserver.wire.job import TrainSection
+
 
 class Kind(enum.Enum):
     """What a worker is asked to compute for a shard."""
@@ -21,6 +23,10 @@ class Code(enum.Enum):
     DUPLICATE = "duplicate"
     GAP = "gap"
     INVALID = "invalid"
+    #: Its round closed without it.
+    SUPERSEDED = "superseded"
+    #: Too old to count; the step is to be computed again.
+    STALE = "stale"
 
 
 class Assignment(NamedTuple):
@@ -119,6 +125,12 @@ class Measured(NamedTuple):
     gradient_norm: float
 
 
+class PolicyChanged(NamedTuple):
+    """A client wants the job to go on under another policy; the rest of the section is as it was."""
+
+    train: TrainSection
+
+
 class StopAsked(NamedTuple):
     """A client wants the job to end."""
 
@@ -130,12 +142,27 @@ class Tick(NamedTuple):
 
 
 Event = (
-    Joined | Left | Heard | Pulled | Surveyed | Initialised | Pushed | Misbehaved | Failed | Measured | StopAsked | Tick
+    Joined
+    | Left
+    | Heard
+    | Pulled
+    | Surveyed
+    | Initialised
+    | Pushed
+    | Misbehaved
+    | Failed
+    | Measured
+    | PolicyChanged
+    | StopAsked
+    | Tick
 )
 
 
 class Apply(NamedTuple):
-    """Add up these contributions in this order and update θ to `version`; `step` numbers it for schedules, from 1."""
+    """Add up these contributions in this order and update θ to `version`; `step` numbers it for schedules, from 1.
+
+    With a quorum, who is among the contributions is a matter of timing; this is the record of it.
+    """
 
     version: int
     step: int
@@ -179,6 +206,12 @@ class Progress(NamedTuple):
     elapsed_s: float
 
 
+class Restage(NamedTuple):
+    """The policy is now this one: forget all contributions that are not applied; their steps are computed again."""
+
+    train: TrainSection
+
+
 class CombineSurveys(NamedTuple):
     """All shards are counted: combine their surveys in shard order."""
 
@@ -190,4 +223,4 @@ class End(NamedTuple):
     reason: str
 
 
-Effect = Apply | Grant | Refuse | Revoke | Progress | CombineSurveys | End
+Effect = Apply | Grant | Refuse | Revoke | Progress | Restage | CombineSurveys | End

@@ -1,4 +1,4 @@
-"""The consistency policies: when a shard may proceed, and whether contributions wait for their round.
+"""The consistency policies: when a shard may proceed, which contributions count, and whether they wait for their round.
 
 This module imports no grpc, no threading and no time. A policy only answers questions; the engine does the deeds.
 """
@@ -27,19 +27,24 @@ class Policy(NamedTuple):
     name: str
     #: May `shard` pull θ and compute its next step?
     may_pull: Callable[[Sequence[int], int], Decision]
-    #: True: the contributions of all shards for one step are applied together, in shard order.
+    #: May a contribution of `shard` count that is `delay` versions old?
+    may_count: Callable[[int, int], Decision]
+    #: True: the contributions of the shards for one step are applied together, in shard order.
     rounds: bool
+    #: With rounds: so many contributions close one; what comes later is superseded. 0: those of all shards.
+    quorum: int = 0
 
 
 def make_policy(train: TrainSection) -> Policy:
     """Return the policy that a job asks for."""
     match train.mode:
         case "sync":
-            return Policy("sync", _next_round, rounds=True)
+            # Chen et al., "Revisiting Distributed Synchronous SGD", 2016: the shards beyond the quorum are the backups.
+            return Policy("sync", _next_round, _whatever_its_delay, rounds=True, quorum=train.quorum)
         case "ssp":
-            return Policy("ssp", _bounded(train.staleness), rounds=False)
+            return Policy("ssp", _bounded(train.staleness), _no_older_than(train.max_delay), rounds=False)
         case "async":
-            return Policy("async", lambda _clocks, _shard: ALLOWED, rounds=False)
+            return Policy("async", lambda _clocks, _shard: ALLOWED, _no_older_than(train.max_delay), rounds=False)
 
 
 def _next_round(clocks: Sequence[int], shard: int) -> Decision:
@@ -65,6 +70,29 @@ def _bounded(staleness: int) -> Callable[[Sequence[int], int], Decision]:
         )
 
     return may_pull
+
+
+def _whatever_its_delay(_shard: int, _delay: int) -> Decision:
+    return ALLOWED
+
+
+def _no_older_than(max_delay: int) -> Callable[[int, int], Decision]:
+    """Refuse a contribution that θ has moved away from; 0 is no bound.
+
+    Source: Maranjyan, Tyurin & Richtárik, "Ringmaster ASGD", 2025, algorithm 4 (with a threshold of max_delay + 1).
+    """
+    if not max_delay:
+        return _whatever_its_delay
+
+    def may_count(shard: int, delay: int) -> Decision:
+        if delay <= max_delay:
+            return ALLOWED
+        return Decision(
+            False,
+            f"the contribution of shard {shard} is {delay} versions old, max_delay is {max_delay}: compute it again",
+        )
+
+    return may_count
 
 
 def _shards(shards: Sequence[int]) -> str:

@@ -65,17 +65,24 @@ class RoundSum:
             self._added += 1
 
     def take(self, shards: Sequence[int]) -> list[Terms]:
-        """Return the sum of the round so far and the last contribution; `shards` are all of them."""
-        if len(shards) != self._shards or self._added != self._shards - 1 or set(self._early) != {self._added}:
+        """Return the sum of the round so far and what is left to add.
+
+        `shards`, in order, are all of them, or those that are behind while the others wait for them to catch up.
+        """
+        rest = [self._early.pop(shard, None) for shard in shards if shard >= self._added]
+        left = [chunks for chunks in rest if chunks is not None]
+        if self._added + len(left) != len(shards) or self._early:
             raise AssertionError(f"a round of {len(shards)} shards was applied before all contributions were in")
-        last = self._early.pop(self._added)
-        terms = [list(pair) for pair in zip(self._partial, last, strict=True)] if self._partial else [[c] for c in last]
+        terms = [list(chunk) for chunk in zip(*([self._partial] if self._partial else []), *left, strict=True)]
         self._added, self._partial = 0, []
         return terms
 
 
 class Separate:
-    """Every contribution is an update of its own."""
+    """Every contribution is kept by itself until it is known which ones make an update together.
+
+    Where a round is made of several, this takes the memory of a whole gradient for each.
+    """
 
     def __init__(self) -> None:
         self._held: dict[int, list[Array]] = {}
@@ -85,6 +92,5 @@ class Separate:
         self._held[shard] = chunks
 
     def take(self, shards: Sequence[int]) -> list[Terms]:
-        """Return the chunks of the one contribution."""
-        (shard,) = shards
-        return [[chunk] for chunk in self._held.pop(shard)]
+        """Return, for every chunk, that of each of these contributions in the order given."""
+        return [list(terms) for terms in zip(*(self._held.pop(shard) for shard in shards), strict=True)]

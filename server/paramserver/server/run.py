@@ -15,7 +15,7 @@ from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
-from paramserver.wire.job import Job
+from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
@@ -29,6 +29,8 @@ _REFUSAL_CODES = {
     ev.Code.DUPLICATE: pb.Refusal.DUPLICATE,
     ev.Code.GAP: pb.Refusal.GAP,
     ev.Code.INVALID: pb.Refusal.INVALID,
+    ev.Code.SUPERSEDED: pb.Refusal.SUPERSEDED,
+    ev.Code.STALE: pb.Refusal.STALE,
 }
 
 _KINDS = {
@@ -47,6 +49,8 @@ class Run:
 
     def __init__(self, job_id: str, job: Job, sessions: Mapping[str, Session], clock: Callable[[], float], epoch: int):
         self.job_id = job_id
+        #: As it was submitted; `job` has the policy of the moment.
+        self.submitted = job
         self.job = job
         self.engine = Engine(job, epoch)
         #: Leases up to this epoch were of earlier jobs.
@@ -93,6 +97,16 @@ class Run:
                 follow_up = self._carry_out(effect)
                 if follow_up is not None:
                     events.append(follow_up)
+
+    def set_policy(self, changes: Mapping[str, str | int]) -> None:
+        """Go on under another policy; `changes` are keys of the job's train section.
+
+        Raises:
+            JobError: if the job would be wrong; nothing is changed then.
+        """
+        tables = self.job.model_dump()
+        tables["train"] |= changes
+        self.feed(ev.PolicyChanged(Job.from_dict(tables).train))
 
     def welcome(self, session: Session) -> None:
         """Bring a worker into the job."""
@@ -247,8 +261,7 @@ class Run:
         match effect:
             case ev.Apply(version, step, contributions):
                 assert self.store is not None
-                samples = sum(c.samples for c in contributions)
-                norm = self.store.apply(version, step, [c.shard for c in contributions], samples)
+                norm = self.store.apply(version, step, contributions)
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():
                 self._grant(effect)
@@ -264,6 +277,8 @@ class Run:
                 self._send(effect.worker, pb.ServerMessage(refusal=refusal))
             case ev.Revoke(worker, shard):
                 self._revoke(worker, shard)
+            case ev.Restage(train):
+                self._restage(train)
             case ev.CombineSurveys():
                 self._combine_surveys()
             case ev.End(status, reason):
@@ -287,6 +302,8 @@ class Run:
             session.send(encode(pb.ServerMessage(census=self.census), flat))
         work = pb.Work(version=grant.version, last=True)
         for assignment in grant.assignments:
+            if self.store is not None and assignment.kind is ev.Kind.GRADIENT:
+                self.store.granted(assignment.shard)
             work.assignments.add(
                 kind=_KINDS[assignment.kind],
                 shard=assignment.shard,
@@ -308,8 +325,20 @@ class Run:
     def _revoke(self, worker: str, shard: int) -> None:
         session = self._sessions.get(worker)
         if session is not None and session.incoming is not None and session.incoming.push.shard == shard:
-            push = session.incoming.push
-            session.incoming, session.discarding = None, (push.shard, push.epoch, push.step)
+            _pass_over(session, session.incoming.push)
+
+    def _restage(self, train: TrainSection) -> None:
+        self.job = self.job.model_copy(update={"train": train})
+        if self.store is None:
+            return
+        moved = self.store.moves
+        self.store.restage(self.job)
+        for session in self._sessions.values():
+            # How a worker may read θ in shared memory is part of the layout.
+            if session.shares_memory and self.store.moves != moved:
+                session.knows_layout = False
+            if session.incoming is not None:
+                _pass_over(session, session.incoming.push)
 
     def _combine_surveys(self) -> None:
         surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
@@ -324,6 +353,11 @@ class Run:
             classes=max(s.classes for s, _ in surveys) if all(s.classes for s, _ in surveys) else 0,
         )
         self._surveys.clear()
+
+
+def _pass_over(session: Session, push: pb.Push) -> None:
+    """Let the rest of a push come in without taking it."""
+    session.incoming, session.discarding = None, (push.shard, push.epoch, push.step)
 
 
 def _contribution(worker: str, push: pb.Push) -> ev.Contribution:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class Shell:
         """
         async with self._submitting:
             if self.run is not None:
-                if self.run.job_id == job_id and self.run.job == job:
+                if self.run.job_id == job_id and self.run.submitted == job:
                     return
                 if not self.run.engine.ended:
                     raise Busy(f"job {self.run.job_id} ({self.run.job.task.use}) is running; stop it first")
@@ -80,6 +81,19 @@ class Shell:
             run.welcome(session)
         self.arm()
         self._announce()
+
+    def set_policy(self, changes: Mapping[str, str | int]) -> Run:
+        """Have the running job go on under another policy; returns it.
+
+        Raises:
+            JobError: if the job would be wrong; nothing is changed then.
+            NotReady: if no job is running.
+        """
+        if self.run is None or self.run.engine.ended:
+            raise NotReady("no job is running")
+        self.run.set_policy(changes)
+        self._announce()
+        return self.run
 
     @property
     def durability(self) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from paramserver.server.compensation import DelayCompensation
+from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
 from paramserver.wire import sharing
@@ -25,9 +28,9 @@ class Store:
     """The parameters and the contributions on their way into them.
 
     `theta` is one flat vector of the layout's dtype and is updated in place. What is being sent is a copy and never
-    changes under the sender; who reads the shared memory either copies under the sequence lock or, in sync mode, reads
-    only while a contribution of its own is missing, and without it nothing is applied. `theta` in the constructor are
-    the first parameters in consecutive pieces.
+    changes under the sender; who reads the shared memory either copies under the sequence lock or, in rounds of all
+    shards, reads only while a contribution of its own is missing, and without it nothing is applied. `theta` in the
+    constructor are the first parameters in consecutive pieces.
     """
 
     def __init__(self, job: Job, layout: Layout, theta: Iterable[Array], total_steps: int) -> None:
@@ -45,11 +48,7 @@ class Store:
         self.version = 0
         self.chunk = CHUNK_BYTES // layout.dtype.itemsize
         self.update = Update(job, layout, self.chunk, total_steps)
-        #: False if whoever reads θ in shared memory may take its time, see above.
-        self._moves = job.train.mode != "sync"
-        self.incoming: Reduction = (
-            Separate() if self._moves else RoundSum(job.data.shards, layout.size, self.chunk, layout.dtype)
-        )
+        self.restage(job)
         self._encoded: list[bytes] | None = None
 
     @property
@@ -66,12 +65,30 @@ class Store:
         """Return a whole vector as its chunks."""
         return [vector[start : start + self.chunk] for start in range(0, vector.size, self.chunk)]
 
-    def apply(self, version: int, step: int, shards: Sequence[int], samples: int) -> float | None:
-        """Update θ with the contributions of `shards`, see `Update.apply`."""
+    def restage(self, job: Job) -> None:
+        """Take in contributions as the policy of `job` needs it, which may be new, and forget those not applied."""
+        size, dtype, train = self.layout.size, self.layout.dtype, job.train
+        in_rounds = train.mode == "sync"
+        #: False if whoever reads θ in shared memory may take its time, see above.
+        self.moves = not in_rounds or train.quorum > 0
+        apart = self.moves or train.is_robust
+        self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
+        compensates = train.delay_compensation > 0 and not in_rounds
+        self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
+
+    def granted(self, shard: int) -> None:
+        """Take note that the shard's next contribution will be computed at θ as it is now."""
+        if self._compensation is not None:
+            self._compensation.remember(shard, self.version, self.theta)
+
+    def apply(self, version: int, step: int, contributions: Sequence[Contribution]) -> float | None:
+        """Update θ with the contributions, see `Update.apply`."""
+        shards = [c.shard for c in contributions]
         chunks = self.incoming.take(shards)
+        correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
         if self._segment is not None:
             self._segment.sequence[0] += 1
-        norm = self.update.apply(self.theta, chunks, version, step, samples)
+        norm = self.update.apply(self.theta, chunks, version, step, contributions, correct)
         if self._segment is not None:
             self._segment.sequence[0] += 1
         self.version = version
@@ -83,7 +100,7 @@ class Store:
         layout = pb.Layout(tensors=self.layout.to_proto())
         if shared and self._segment is not None:
             layout.theta.pid, layout.theta.descriptor = os.getpid(), self._segment.descriptor
-            layout.moves = self._moves
+            layout.moves = self.moves
         return layout
 
     def work(self, work: pb.Work, is_held: bool) -> list[bytes]:

@@ -6,19 +6,24 @@ Everything is elementwise or summed in a fixed order, so neither blocks nor thre
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from paramserver.server.events import Contribution
 from paramserver.server.optimizers import StepInfo, make_optimizer, slice_state
 from paramserver.server.optimizers.norms import block_squares, clip_factor
 from paramserver.server.optimizers.norms import norm as norm_of
 from paramserver.server.optimizers.optimizer import Layerwise
 from paramserver.server.optimizers.schedule import learning_rate
 from paramserver.server.reduction import Terms
+from paramserver.server.robust import aggregate
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite
+
+#: Corrects a block of the gradient in place: (first element, gradient, θ), blocks in any order and on several threads.
+Correct = Callable[[int, Array, Array], None]
 
 #: A thread is worth starting for this many chunks.
 CHUNKS_PER_THREAD = 2
@@ -50,14 +55,31 @@ class Update:
         #: One gradient block and scratch per thread.
         self._work = [(np.empty(block, layout.dtype), np.empty((rows, block), layout.dtype)) for _ in self._shares]
 
-    def apply(self, theta: Array, chunks: list[Terms], version: int, step: int, samples: int) -> float | None:
+    def apply(
+        self,
+        theta: Array,
+        chunks: list[Terms],
+        version: int,
+        step: int,
+        contributions: Sequence[Contribution],
+        correct: Correct | None = None,
+    ) -> float | None:
         """Update `theta` in place with the summed chunks; return the gradient's norm if the job needs it.
 
-        `step` numbers the update for schedules. The gradient is the sum divided by `samples` for a job that reduces
-        by mean, the plain sum otherwise.
+        `step` numbers the update for schedules. The gradient is the sum divided by the samples of the contributions
+        for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it.
         """
-        info = StepInfo(version, learning_rate(self._job.optimizer, step, self._total_steps))
-        scale = 1.0 / samples if self._job.train.reduce == "mean" else 1.0
+        rate = learning_rate(self._job.optimizer, step, self._total_steps)
+        scale = 1.0 / sum(c.samples for c in contributions) if self._job.train.reduce == "mean" else 1.0
+        freshness = 1.0
+        if self._job.train.staleness_scaling:
+            freshness = 1.0 / (version - min(c.version for c in contributions))
+        # The state of ftrl holds terms of all steps at one learning rate, so there the gradient is scaled.
+        scales_gradient = self._job.optimizer.name == "ftrl"
+        info = StepInfo(version, rate if scales_gradient else rate * freshness)
+        if self._job.train.is_robust:
+            whole = aggregate(self._job.train, chunks, [c.samples for c in contributions])
+            chunks, scale = [[whole[place]] for place in self._places], 1.0
         layerwise = self._optimizer.layerwise
         norm = None
         if self._measures or layerwise is not None:
@@ -72,9 +94,13 @@ class Update:
                 if factor != 1.0:
                     np.multiply(whole, factor, out=whole)
             if layerwise is not None:
+                if correct is not None:
+                    correct(0, whole, theta)
                 self._update_by_tensor(theta, layerwise, whole, info)
                 return norm
             chunks, scale = [[whole[place]] for place in self._places], 1.0
+        if scales_gradient:
+            scale *= freshness
 
         def update_share(number: int) -> None:
             gradient, scratch = self._work[number]
@@ -83,6 +109,8 @@ class Update:
                 block, state = theta[place], slice_state(self.state, place.start, place.stop)
                 summed = gradient[: block.size]
                 _add_up(chunks[index], scale, summed)
+                if correct is not None:
+                    correct(place.start, summed, block)
                 self._optimizer.update(block, summed, state, info, block, state, scratch)
 
         self._spread(update_share)

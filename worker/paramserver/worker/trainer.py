@@ -29,6 +29,7 @@ from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.learner import Learner
+from paramserver.worker.localsteps import local_steps
 from paramserver.worker.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,9 @@ class Trainer:
                 self._outgoing = Outgoing(self._replica)
             case "refusal":
                 refusal = message.refusal
-                log.warning("shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
+                expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
+                level = logging.INFO if expected else logging.WARNING
+                log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
             case "ended":
                 log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
                 self._learner = self._replica = self._outgoing = None
@@ -344,10 +347,13 @@ class Trainer:
 
     def _timed_step(self, learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
         started = time.perf_counter()
-        batch: Batch = learner.batch(shard, step)
-        loss, arrays = learner.gradient(theta, batch, shard, step)
+        if learner.job.train.goes_local:
+            gradient = Gradient(*local_steps(learner, theta, shard, step))
+        else:
+            batch: Batch = learner.batch(shard, step)
+            gradient = Gradient(*learner.gradient(theta, batch, shard, step), batch.n)
         self._last_step_s = time.perf_counter() - started
-        return Gradient(loss, arrays, batch.n)
+        return gradient
 
     async def _keep_alive(self, stream: Stream) -> None:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Commands for a server that runs already: status, watch, evaluate, export, checkpoint, stop."""
+"""Commands for a server that runs already: status, watch, evaluate, export, checkpoint, set, stop."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (status, watch, evaluate, export, checkpoint, stop):
         app.command()(command)
+    app.command("set")(set_policy)
 
 
 def status(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:
@@ -95,6 +96,27 @@ def export(
     else:
         print(f"{out}: version {version}, {found['parameters']} parameters in {len(theta)} tensors")
         print(f"θ sha256 {found['theta_sha256']}")
+
+
+def set_policy(
+    server: Server = _SERVER,
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="sync, async or ssp.")] = None,
+    quorum: Annotated[int | None, typer.Option(help="sync: contributions that close a round; 0: all.")] = None,
+    staleness: Annotated[int | None, typer.Option(help="ssp: steps that a shard may be ahead.")] = None,
+    max_delay: Annotated[
+        int | None, typer.Option(help="async, ssp: versions that a contribution may be old; 0: any.")
+    ] = None,
+    timeout: Timeout = _TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Change the policy of the running job; what is left out stays as it is."""
+    with Client(server, timeout) as client:
+        train = client.set_policy(mode, quorum=quorum, staleness=staleness, max_delay=max_delay).train
+    policy = train.model_dump(include={"mode", "quorum", "staleness", "max_delay"})
+    if as_json:
+        print_json(policy)
+    else:
+        print(", ".join(f"{name} = {value}" for name, value in policy.items()))
 
 
 def checkpoint(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:

@@ -175,6 +175,28 @@ class Client:
         root = Path(base or ".").resolve()
         return evaluate(job, theta, open_test(job, self.status(), root), root)
 
+    def set_policy(
+        self,
+        mode: str | None = None,
+        *,
+        quorum: int | None = None,
+        staleness: int | None = None,
+        max_delay: int | None = None,
+    ) -> Job:
+        """Have the running job go on under another policy, and return the job as it is then.
+
+        What is left out stays as it is. θ does not change; what is being computed is computed again.
+
+        Raises:
+            RequestError: if a bound is wrong; nothing is changed then.
+            NotReady: if no job is running.
+        """
+        for name, value in (("quorum", quorum), ("staleness", staleness), ("max_delay", max_delay)):
+            if value is not None and not 0 <= value < 2**63:
+                raise RequestError(f"{name} = {value}: allowed are 0 and above")
+        request = pb.SetPolicyRequest(mode=mode, quorum=quorum, staleness=staleness, max_delay=max_delay)
+        return Job.from_json(self._call(self._control.SetPolicy, request).job_json)
+
     def checkpoint(self) -> Checkpoint:
         """Have the server write a snapshot of its job now, and return once that is on its disk.
 

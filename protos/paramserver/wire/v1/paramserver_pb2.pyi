@@ -249,11 +249,15 @@ class Refusal(_message.Message):
         DUPLICATE: _ClassVar[Refusal.Code]
         GAP: _ClassVar[Refusal.Code]
         INVALID: _ClassVar[Refusal.Code]
+        SUPERSEDED: _ClassVar[Refusal.Code]
+        STALE: _ClassVar[Refusal.Code]
     UNSPECIFIED: Refusal.Code
     FENCED: Refusal.Code
     DUPLICATE: Refusal.Code
     GAP: Refusal.Code
     INVALID: Refusal.Code
+    SUPERSEDED: Refusal.Code
+    STALE: Refusal.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -457,6 +461,26 @@ class StopReply(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: int
     def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class SetPolicyRequest(_message.Message):
+    __slots__ = ("mode", "quorum", "staleness", "max_delay")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    MAX_DELAY_FIELD_NUMBER: _ClassVar[int]
+    mode: str
+    quorum: int
+    staleness: int
+    max_delay: int
+    def __init__(self, mode: _Optional[str] = ..., quorum: _Optional[int] = ..., staleness: _Optional[int] = ..., max_delay: _Optional[int] = ...) -> None: ...
+
+class SetPolicyReply(_message.Message):
+    __slots__ = ("version", "job_json")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    job_json: str
+    def __init__(self, version: _Optional[int] = ..., job_json: _Optional[str] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ()

@@ -137,6 +137,11 @@ class ControlStub(object):
                 request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.StopRequest.SerializeToString,
                 response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/paramserver.wire.v1.Control/SetPolicy',
+                request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyReply.FromString,
+                _registered_method=True)
         self.Snapshot = channel.unary_unary(
                 '/paramserver.wire.v1.Control/Snapshot',
                 request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotRequest.SerializeToString,
@@ -185,6 +190,14 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetPolicy(self, request, context):
+        """Changes the consistency policy of the running job; θ stays as it is, and what is being computed is computed again.
+        INVALID_ARGUMENT: a bound is wrong, nothing was changed. NOT_FOUND: no job is running.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request, context):
         """Writes a snapshot of the job now and answers once it is on the disk. NOT_FOUND: there are no parameters yet.
         INVALID_ARGUMENT: the server keeps none for this job, or the state directory cannot be written.
@@ -220,6 +233,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.StopRequest.FromString,
                     response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.StopReply.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyRequest.FromString,
+                    response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyReply.SerializeToString,
             ),
             'Snapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -363,6 +381,33 @@ class Control(object):
             '/paramserver.wire.v1.Control/Stop',
             paramserver_dot_wire_dot_v1_dot_paramserver__pb2.StopRequest.SerializeToString,
             paramserver_dot_wire_dot_v1_dot_paramserver__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.wire.v1.Control/SetPolicy',
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyRequest.SerializeToString,
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SetPolicyReply.FromString,
             options,
             channel_credentials,
             insecure,

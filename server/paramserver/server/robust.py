@@ -1,0 +1,122 @@
+"""Aggregation of a round that withstands some contributions that are wrong, broken or hostile.
+
+Pure functions over a stack of mean gradients, shape (n, size), one row per contribution in shard order, float32 or
+float64; each returns one gradient of shape (size,) in the same dtype. Rows are finite: others never get this far.
+
+Warning: all of these need every contribution in memory at once. Only the mean weighs contributions by their samples.
+And none can tell an honest contribution that is unusual, because its shard is, from a hostile one: on shards that
+differ much, they lose accuracy that the mean would have kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from paramserver.server.optimizers.norms import NORM_BLOCK, block_squares, clip_factor, norm
+from paramserver.wire.job import TrainSection
+from paramserver.wire.layout import Array
+
+
+def aggregate(train: TrainSection, chunks: Sequence[Sequence[Array]], samples: Sequence[int]) -> Array:
+    """Return the gradient of a round as the job wants it.
+
+    `chunks` are consecutive pieces of the gradient, each a sequence of that piece of every contribution; a contribution
+    is the sum over as many examples as `samples` says.
+    """
+    stack = np.stack([np.concatenate(row) for row in zip(*chunks, strict=True)])
+    for row, count in zip(stack, samples, strict=True):
+        np.multiply(row, 1.0 / count, out=row)
+    if train.clip_contribution:
+        clip_rows(stack, train.clip_contribution)
+    match train.aggregate:
+        case "median":
+            return median(stack)
+        case "trimmed_mean":
+            return trimmed_mean(stack, train.trim)
+        case "krum":
+            return multi_krum(stack, train.byzantine, selected=1)
+        case "multi_krum":
+            return multi_krum(stack, train.byzantine, selected=len(stack) - train.byzantine)
+        case "mean":
+            return weighted_mean(stack, samples)
+
+
+def weighted_mean(stack: Array, samples: Sequence[int]) -> Array:
+    """Return the mean of the rows, each weighed by its samples."""
+    weights = np.array(samples, np.float64) / sum(samples)
+    mean: Array = np.zeros_like(stack[0])
+    for row, weight in zip(stack, weights, strict=True):
+        mean += row * stack.dtype.type(weight)
+    return mean
+
+
+def clip_rows(stack: Array, bound: float) -> None:
+    """Scale every row in place whose Euclidean norm is above `bound` down to it.
+
+    Against few contributions of large norm; a hostile one within the bound still counts in full.
+    """
+    for row in stack:
+        factor = clip_factor(norm(block_squares(row)), bound)
+        if factor != 1.0:
+            np.multiply(row, factor, out=row)
+
+
+def median(stack: Array) -> Array:
+    """Return the median of each coordinate; for an even number of rows, the mean of the two in the middle.
+
+    Withstands fewer than half of the rows. Source: Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal
+    Statistical Rates", 2018, definition 1.
+
+    Warning: its variance is above that of the mean, and it is biased where the rows are skewed.
+    """
+    middle: Array = np.median(stack, axis=0)
+    return middle
+
+
+def trimmed_mean(stack: Array, trim: int) -> Array:
+    """Return the mean of each coordinate without its `trim` smallest and `trim` largest values; 2·trim < n.
+
+    Withstands `trim` rows. Source: Yin et al. 2018, definition 2 (with β = trim/n).
+    """
+    kept: Array = np.sort(stack, axis=0)[trim : len(stack) - trim].mean(axis=0)
+    return kept
+
+
+def multi_krum(stack: Array, byzantine: int, selected: int) -> Array:
+    """Return the mean of the `selected` rows of lowest Krum score; with 1 this is Krum itself.
+
+    The score of a row is the sum of its squared distances to its n − byzantine − 2 nearest others; of equal scores the
+    lower row counts as the better. Withstands `byzantine` rows where n ≥ 2·byzantine + 3.
+
+    Source: Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", 2017, section 4.
+
+    Warning: takes n² distances over the whole gradient. A hostile row that hides among the honest ones may shift single
+    coordinates by as much as the rows differ as a whole, which in many dimensions is a lot.
+    """
+    distances = squared_distances(stack)
+    np.fill_diagonal(distances, math.inf)
+    scores = np.sort(distances, axis=1)[:, : len(stack) - byzantine - 2].sum(axis=1)
+    best = np.sort(np.argsort(scores, kind="stable")[:selected])
+    chosen: Array = stack[best].mean(axis=0)
+    return chosen
+
+
+def squared_distances(stack: Array) -> Array:
+    """Return the squared distances between rows, float64 of shape (n, n).
+
+    Summed in blocks of `NORM_BLOCK` elements from the first, so that the bits do not depend on how a vector travelled.
+    """
+    count, size = stack.shape
+    distances = np.zeros((count, count))
+    for start in range(0, size, NORM_BLOCK):
+        block = stack[:, start : start + NORM_BLOCK].astype(np.float64)
+        for i in range(count):
+            for j in range(i):
+                difference = block[i] - block[j]
+                # A row so far away that this is infinite is never chosen.
+                with np.errstate(over="ignore"):
+                    distances[i, j] += np.add.reduce(difference * difference)
+    return distances + distances.T
