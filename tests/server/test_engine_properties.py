@@ -387,7 +387,9 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), change=st.sampled_from(["none", "later", "earlier", "epoch", "version", "shard", "worker"]))
     def push_what_nobody_asked_for(self, data: st.DataObject, change: str) -> None:
-        worker, version, (_, shard, epoch, step) = data.draw(st.sampled_from(self.tickets[-12:]))
+        worker, version, (_, shard, epoch, step) = data.draw(
+            st.sampled_from([*self.tickets[-12:], *self.model.open.values()])
+        )
         c = Contribution(worker, shard, epoch, step, version, 1, 0.5)
         match change:
             case "later":
@@ -619,7 +621,7 @@ def make_job(policy: PolicyChoice, shards: int = 2, steps: int = 5, **stop: Any)
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=300,
+    max_examples=200,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),

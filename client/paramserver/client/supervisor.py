@@ -13,7 +13,7 @@ from paramserver.client.localprocess import LocalProcess
 MAX_RESTARTS = 5
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 1.0
 
 
 @dataclass(slots=True)

@@ -67,8 +67,13 @@ class TrainingService:
         reading = asyncio.current_task()
         assert reading is not None
         writer = asyncio.create_task(_write(session, context))
+
+        def stop_reading(_: asyncio.Task[None]) -> None:
+            if session.closed:
+                reading.cancel()
+
         # When the writer ends, so does the stream: the worker was told to go, or does not read what it is sent.
-        writer.add_done_callback(lambda _: reading.cancel() if session.closed else None)
+        writer.add_done_callback(stop_reading)
         reason = "its connection broke"
         try:
             self._shell.join(session)
@@ -84,6 +89,8 @@ class TrainingService:
             # Ended by us, not by the worker; the finally block does the rest.
         finally:
             self._shell.leave(session, reason)
+            # From here on a cancellation would hit gRPC's own code, which is about to send the status.
+            writer.remove_done_callback(stop_reading)
             writer.cancel()
 
 
