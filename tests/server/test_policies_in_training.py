@@ -157,7 +157,8 @@ def test_a_snapshot_after_a_switch_goes_on_under_the_new_policy() -> None:
 
     Training(make_job(mode="async"), on_move=switch).finish(at_once, slower(7))
     (snapshot,) = kept
-    assert snapshot.job.train.mode == "sync"
+    assert snapshot.train is not None
+    assert snapshot.train.mode == "sync"
     assert snapshot.engine is not None
     clocks = [shard.clock for shard in snapshot.engine.shards]
     assert max(clocks) - min(clocks) > 1
