@@ -24,7 +24,7 @@ NAMES = [f"w{i}" for i in range(6)]
 ROWS = 50
 
 #: What a connected worker does next, mostly its work.
-ACTS = ["work"] * 8 + ["work and pull"] * 8 + ["pull"] * 4 + ["heartbeat", "leave", "misbehave", "fail"]
+ACTS = ["work"] * 12 + ["work and pull"] * 20 + ["pull"] * 8 + ["heartbeat", "heartbeat", "leave", "fail"]
 
 
 class Ticket(NamedTuple):
@@ -161,9 +161,9 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(
         policy=policies(),
         shards=st.integers(1, 5),
-        total=st.integers(1, 6),
+        total=st.integers(1, 8),
         first_epoch=st.sampled_from([0, 7]),
-        workers=st.integers(0, 3),
+        workers=st.integers(0, 4),
         started=st.booleans(),
     )
     def begin(
@@ -306,10 +306,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.feed(ev.Joined(worker, accepts, pinned))
 
     @precondition(lambda self: self.model.connected)
-    @rule(position=st.integers(0, len(NAMES) - 1), act=st.sampled_from(ACTS), shard=st.integers(0, 5))
-    def act(self, position: int, act: str, shard: int) -> None:
-        connected = sorted(self.model.connected)
-        worker = connected[position % len(connected)]
+    @rule(acts=st.lists(st.tuples(st.integers(0, len(NAMES) - 1), st.sampled_from(ACTS)), min_size=1, max_size=6))
+    def act(self, acts: list[tuple[int, str]]) -> None:
+        for position, act in acts:
+            connected = sorted(self.model.connected)
+            if connected:
+                self.act_of(connected[position % len(connected)], act)
+
+    def act_of(self, worker: str, act: str) -> None:
         match act:
             case "work" | "work and pull":
                 self.work(worker, fused=act == "work and pull")
@@ -319,8 +323,6 @@ class EngineMachine(RuleBasedStateMachine):
                 self.heartbeat(worker)
             case "leave":
                 self.leave(worker)
-            case "misbehave":
-                self.misbehave(worker, shard)
             case "fail":
                 self.fail(worker)
 
@@ -385,11 +387,18 @@ class EngineMachine(RuleBasedStateMachine):
             self.push(contribution)
 
     @precondition(lambda self: self.tickets)
-    @rule(data=st.data(), change=st.sampled_from(["none", "later", "earlier", "epoch", "version", "shard", "worker"]))
-    def push_what_nobody_asked_for(self, data: st.DataObject, change: str) -> None:
-        worker, version, (_, shard, epoch, step) = data.draw(
-            st.sampled_from([*self.tickets[-12:], *self.model.open.values()])
-        )
+    @rule(data=st.data(), change=st.sampled_from(["none", "later", "earlier", "epoch", "version", "shard"]))
+    def push_what_was_once_asked_for(self, data: st.DataObject, change: str) -> None:
+        self.push_changed(data.draw(st.sampled_from(self.tickets[-12:])), data, change)
+
+    @precondition(lambda self: self.model.training and self.model.open)
+    @rule(data=st.data(), change=st.sampled_from(["later", "earlier", "epoch", "version", "version", "worker"]))
+    def push_almost_what_is_asked_for(self, data: st.DataObject, change: str) -> None:
+        """What would count, changed in one thing."""
+        self.push_changed(data.draw(st.sampled_from(list(self.model.open.values()))), data, change)
+
+    def push_changed(self, ticket: Ticket, data: st.DataObject, change: str) -> None:
+        worker, version, (_, shard, epoch, step) = ticket
         c = Contribution(worker, shard, epoch, step, version, 1, 0.5)
         match change:
             case "later":
@@ -403,7 +412,7 @@ class EngineMachine(RuleBasedStateMachine):
             case "shard":
                 c = c._replace(shard=data.draw(st.integers(0, self.model.shards + 1)))
             case "worker":
-                c = c._replace(worker=data.draw(st.sampled_from(NAMES)))
+                c = c._replace(worker=data.draw(st.sampled_from(sorted(self.model.connected))))
             case "none":
                 pass
         if c.worker in self.model.connected:
@@ -435,10 +444,11 @@ class EngineMachine(RuleBasedStateMachine):
         if self.model.open.get(ticket.assignment.shard) == ticket:
             del self.model.open[ticket.assignment.shard]
 
-    def misbehave(self, worker: str, shard: int) -> None:
+    @precondition(lambda self: self.model.connected and not self.model.over)
+    @rule(position=st.integers(0, len(NAMES) - 1), shard=st.integers(0, 5))
+    def misbehave(self, position: int, shard: int) -> None:
         model = self.model
-        if model.over:
-            return
+        worker = sorted(model.connected)[position % len(model.connected)]
         self.hear(worker)
         ticket = model.open.get(shard)
         if ticket is not None and ticket.worker == worker:
