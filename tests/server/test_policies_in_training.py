@@ -157,12 +157,12 @@ def test_a_snapshot_after_a_switch_goes_on_under_the_new_policy() -> None:
 
     Training(make_job(mode="async"), on_move=switch).finish(at_once, slower(7))
     (snapshot,) = kept
-    assert snapshot.job.train.mode == "sync"
     assert snapshot.engine is not None
     clocks = [shard.clock for shard in snapshot.engine.shards]
     assert max(clocks) - min(clocks) > 1
     restarted = Training(snapshot.job)
     restarted.run.restore(snapshot)
+    assert restarted.run.job.train.mode == "sync"
     applied = recorded(restarted)
     restarted.finish(at_once, at_once)
     assert (restarted.run.engine.phase, restarted.run.engine.clocks) == ("done", [STEPS] * SHARDS)

@@ -89,6 +89,7 @@ class Engine:
                     pinned_to=shard.pinned_to,
                     loss=shard.loss,
                     samples=shard.samples,
+                    missed=shard.missed,
                 )
                 for i, shard in enumerate(self.shards)
             ),
@@ -112,7 +113,7 @@ class Engine:
         engine.phase, engine.reason, engine.version = state.phase, state.reason, state.version
         engine.clocks = [shard.clock for shard in state.shards]
         engine.shards[:] = [
-            ShardState(rows=s.rows, pinned_to=s.pinned_to, loss=s.loss, samples=s.samples, since=now)
+            ShardState(rows=s.rows, pinned_to=s.pinned_to, loss=s.loss, samples=s.samples, missed=s.missed, since=now)
             for s in state.shards
         ]
         engine.total_steps, engine._finished_steps = state.total_steps, state.finished_steps

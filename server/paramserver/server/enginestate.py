@@ -21,6 +21,7 @@ class ShardRecord(BaseModel):
     pinned_to: str | None
     loss: float
     samples: int
+    missed: int
 
 
 class EngineState(BaseModel):
