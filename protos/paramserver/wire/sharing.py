@@ -83,7 +83,7 @@ class Segment:
         """
         length = HEADER_BYTES + size * dtype.itemsize
         try:
-            own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise PeerGone(f"no shared memory {descriptor} of process {pid}: {error.strerror}") from None
         try:
