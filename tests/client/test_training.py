@@ -82,7 +82,16 @@ def test_train_gives_what_gradient_descent_in_one_process_gives(tmp_path: Path) 
     files = {str(path.relative_to(result.run)) for path in result.run.rglob("*") if path.is_file()}
     logs = {"logs/server.log", "logs/worker-0.log", "logs/worker-1.log"}
     plots = {"loss.png", "loss.svg"}
-    assert files == logs | plots | {"job.json", "history.jsonl", "theta.npz", "theta.safetensors", "result.json"}
+    kept = {name for name in files if name.startswith("state/")}
+    assert "state/server.json" in kept
+    assert files - kept == logs | plots | {
+        "job.json",
+        "origin.json",
+        "history.jsonl",
+        "theta.npz",
+        "theta.safetensors",
+        "result.json",
+    }
     with np.load(result.run / "theta.npz") as theta:
         assert theta_sha256(dict(theta)) == result.theta_sha256
     lines = (result.run / "history.jsonl").read_text().splitlines()

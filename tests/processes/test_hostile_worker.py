@@ -186,7 +186,7 @@ def test_a_worker_whose_shard_was_taken_over_is_fenced(control: Control, join: C
     zombie, old = start(control, join)
     # The same name on a new stream: everything of the old stream is void, and the old stream ends.
     heir = join("raw")
-    assert zombie.status_code()[0] is grpc.StatusCode.OK
+    assert zombie.status_code()[0] is grpc.StatusCode.UNAVAILABLE
     heir.expect("job")
     heir.pull()
     work, _ = heir.work()

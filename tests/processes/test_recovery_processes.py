@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -14,7 +16,8 @@ from safetensors.numpy import load_file
 
 from paramserver.client import Client, Point, RequestError
 from paramserver.wire.fingerprint import theta_sha256
-from processes.cluster import Cluster, Control
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from processes.cluster import DEADLINE_S, Cluster, Control
 from processes.test_training_processes import data, job
 
 #: Steps take long enough for a test to act in the middle of a run.
@@ -112,6 +115,23 @@ def test_async_and_ssp_go_on_and_count_every_step_once(cluster: Cluster, mode: s
     assert last.version == 4 * STEPS
     assert list(last.clock) == [STEPS] * 4
     assert sum(last.staleness.values()) == 4 * STEPS
+
+
+def test_a_switched_policy_outlives_the_server_and_the_job_is_still_the_one_submitted(cluster: Cluster) -> None:
+    tables = slow_job(cluster, server__snapshot_every_s=3600.0)
+    control = start(cluster)
+    cluster.workers(control, "w0")
+    control.submit(tables, "j")
+    control.when(lambda s: s.version > 20)
+    control.stub.SetPolicy(pb.SetPolicyRequest(mode="async"), timeout=DEADLINE_S)
+    kill(control.process)
+    control = start(cluster, control.address)
+    status = control.status()
+    assert status.version >= 20
+    assert json.loads(status.job_json)["train"]["mode"] == "async"
+    # The same submission, which a client may repeat after a lost answer.
+    control.submit(tables, "j")
+    assert control.finish().state == "done"
 
 
 def test_lease_epochs_only_rise_over_restarts(cluster: Cluster) -> None:
@@ -246,7 +266,5 @@ def test_a_full_disk_does_not_end_training_and_is_told(cluster: Cluster) -> None
 
 
 def resource_limit(pid: int, size: int) -> None:
-    import resource
-
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if size < 0 else size, hard))

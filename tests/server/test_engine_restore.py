@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,12 @@ from paramserver.wire.job import Job
 SHARDS, STEPS, WORKERS = 3, 5, ("a", "b")
 
 
-def make_job(mode: str, **stop: Any) -> Job:
+def make_job(mode: str, quorum: int = 0, **stop: Any) -> Job:
     return Job.from_dict(
         {
             "task": {"use": "t"},
             "data": {"source": "d", "shards": SHARDS, "batch_size": 4},
-            "train": {"mode": mode, "steps": STEPS, "staleness": 1},
+            "train": {"mode": mode, "steps": STEPS, "staleness": 1, "quorum": quorum},
             "stop": stop,
         }
     )
@@ -162,6 +163,19 @@ def test_in_async_and_ssp_every_step_counts_once(seed: int, mode: str) -> None:
     assert world.engine.staleness.total() == SHARDS * STEPS
     assert world.engine.samples == 4 * SHARDS * STEPS
     assert sorted(world.progress) == list(range(1, STEPS + 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_with_a_quorum_every_round_is_applied_once(seed: int) -> None:
+    world = run(make_job("sync", quorum=2), random.Random(seed).randrange)
+    assert len(set(world.counted)) == len(world.counted)
+    by_step = Counter(step for _, step in world.counted)
+    assert sorted(by_step) == list(range(STEPS))
+    assert min(by_step.values()) >= 2
+    assert world.engine.version == STEPS
+    assert world.engine.clocks == [STEPS] * SHARDS
+    assert world.engine.samples == 4 * len(world.counted)
 
 
 def test_what_was_promised_to_a_dead_server_is_refused_by_the_next() -> None:

@@ -10,6 +10,7 @@ import pytest
 from paramserver.server import events as ev
 from paramserver.server.engine import Engine
 from paramserver.server.events import Code, Contribution
+from paramserver.server.snapshot import Snapshot
 from paramserver.wire.errors import JobError
 from paramserver.wire.job import Job
 from paramserver.worker.learner import Learner
@@ -143,6 +144,32 @@ def test_the_policy_changes_in_the_middle_and_every_step_still_counts_once() -> 
     assert_same(training.theta, replay(job, applied))
     assert Job.from_json(training.run.job.to_json()).train.quorum == 3
     assert training.run.submitted == job
+
+
+def test_a_snapshot_after_a_switch_goes_on_under_the_new_policy() -> None:
+    """Also where shards are apart when rounds begin, and the first rounds are of those that are behind."""
+    kept: list[Snapshot] = []
+
+    def switch(training: Training) -> None:
+        if not kept and training.run.engine.version >= 20:
+            training.run.set_policy({"mode": "sync"})
+            kept.append(training.run.snapshot())
+
+    Training(make_job(mode="async"), on_move=switch).finish(at_once, slower(7))
+    (snapshot,) = kept
+    assert snapshot.train is not None
+    assert snapshot.train.mode == "sync"
+    assert snapshot.engine is not None
+    clocks = [shard.clock for shard in snapshot.engine.shards]
+    assert max(clocks) - min(clocks) > 1
+    restarted = Training(snapshot.job)
+    restarted.run.restore(snapshot)
+    applied = recorded(restarted)
+    restarted.finish(at_once, at_once)
+    assert (restarted.run.engine.phase, restarted.run.engine.clocks) == ("done", [STEPS] * SHARDS)
+    rounds = [{c.step for c in update.contributions} for update in applied]
+    assert rounds == [{step} for step in range(min(clocks), STEPS)]
+    assert sum(len(update.contributions) for update in applied) == SHARDS * STEPS - sum(clocks)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramserver.server.reduction import RoundSum, Separate, Terms
@@ -84,6 +84,7 @@ def test_separate_hands_out_each_contribution_alone() -> None:
     assert [p.tolist() for p in added_up(reduction.take([0]))] == [[2.0], [4.0]]
 
 
+@settings(deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ["RoundSum", "Separate"])
 def test_a_round_of_some_shards_is_their_sum(kind: str, data: st.DataObject) -> None:

@@ -30,6 +30,7 @@ def stacks(draw: st.DrawFn, fewest: int = 3) -> Array:
     return np.random.default_rng(seed).normal(size=(n, size)).astype(draw(st.sampled_from(["float32", "float64"])))
 
 
+@settings(deadline=None)
 @given(stack=stacks(), trim=st.integers(0, 3))
 def test_median_and_trimmed_mean_are_those_of_every_coordinate(stack: Array, trim: int) -> None:
     trim = min(trim, (len(stack) - 1) // 2)
@@ -40,6 +41,7 @@ def test_median_and_trimmed_mean_are_those_of_every_coordinate(stack: Array, tri
     np.testing.assert_allclose(trimmed_mean(stack, trim), expected, rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(stack=stacks(fewest=5), byzantine=st.integers(0, 2))
 def test_krum_chooses_the_row_whose_nearest_others_are_nearest(stack: Array, byzantine: int) -> None:
     n = len(stack)
@@ -57,6 +59,7 @@ def test_krum_chooses_the_row_whose_nearest_others_are_nearest(stack: Array, byz
     )
 
 
+@settings(deadline=None)
 @given(stack=stacks(), bound=st.floats(0.1, 5))
 def test_clipping_shortens_what_is_too_long_and_touches_nothing_else(stack: Array, bound: float) -> None:
     clipped = stack.copy()

@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.snapshots import EPOCHS_PER_START, StateDirectory
 from paramserver.wire.errors import StateError
 from paramserver.wire.fingerprint import theta_sha256
-from paramserver.wire.job import Job
+from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.moments import Moments
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -38,8 +39,8 @@ def snapshot(version: int = 7, job_id: str = "j", job: Job = JOB, scale: float =
         reason="",
         version=version,
         shards=(
-            ShardRecord(clock=version, rows=10, pinned_to="w0", loss=0.1, samples=4),
-            ShardRecord(clock=version, rows=11, pinned_to=None, loss=math.nan, samples=0),
+            ShardRecord(clock=version, rows=10, pinned_to="w0", loss=0.1, samples=4, missed=0),
+            ShardRecord(clock=version, rows=11, pinned_to=None, loss=math.nan, samples=0, missed=2),
         ),
         total_steps=100,
         finished_steps=version,
@@ -75,6 +76,7 @@ def plain(s: Snapshot) -> dict[str, Any]:
         "moments": None if s.moments is None else (s.moments.count, s.moments.to_flat().tobytes()),
         "theta": None if p is None else (p.layout.tensors, p.theta.dtype, p.theta.tobytes()),
         "optimizer": None if p is None else {name: a.tobytes() for name, a in p.optimizer_state.items()},
+        "train": s.train,
         "history": {name: (a.dtype, a.tobytes()) for name, a in (s.history or {}).items()},
     }
 
@@ -102,7 +104,14 @@ def refused_untouched(path: Path, message: str) -> None:
     assert listing(path) == before
 
 
-@pytest.mark.parametrize("saved", [snapshot(), snapshot(version=0), Snapshot("j", JOB)], ids=["full", "first", "job"])
+SWITCHED = replace(snapshot(), train=TrainSection(mode="ssp", staleness=5))
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [snapshot(), snapshot(version=0), Snapshot("j", JOB), SWITCHED],
+    ids=["full", "first", "job", "switched"],
+)
 def test_what_was_saved_comes_back_bit_by_bit(tmp_path: Path, saved: Snapshot) -> None:
     with opened(tmp_path / "new" / "state") as directory:
         assert directory.take_newest() is None

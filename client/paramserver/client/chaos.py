@@ -174,8 +174,11 @@ def torment(
 def _judge(job: Job, calm: Result, found: Result) -> tuple[bool, str]:
     if (found.status, found.steps) != (calm.status, calm.steps):
         return False, f"{found.status} after {found.steps} steps, undisturbed {calm.status} after {calm.steps}"
+    versions = found.history[-1].version, calm.history[-1].version
+    if versions[0] != versions[1]:
+        return False, f"θ had {versions[0]} updates, undisturbed {versions[1]}"
     if job.train.mode != "sync":
-        return True, f"every shard's {found.steps} steps are counted once"
+        return True, f"every shard's {found.steps} steps are counted once, {versions[0]} updates in all"
     if found.theta_sha256 != calm.theta_sha256:
         return False, f"θ differs: {found.theta_sha256}, undisturbed {calm.theta_sha256}"
     return True, "the same bits as the undisturbed run"

@@ -93,6 +93,8 @@ class ControlService(rpc.ControlServicer):
         changes = {field.name: value for field, value in request.ListFields()}
         try:
             run = self._shell.set_policy(changes)
+            # Whoever got an answer may rely on it, also after a restart.
+            await self._shell.settled()
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
             raise

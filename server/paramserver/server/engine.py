@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from paramserver.server import events as ev
 from paramserver.server.enginestate import EngineState, ShardRecord
 from paramserver.server.events import Assignment, Code, Contribution, Effect, Kind
+from paramserver.server.leases import Leases, ShardState, WorkerState
 from paramserver.server.policies import make_policy
 from paramserver.wire.job import MAX_STEPS, Job, TrainSection
 
@@ -27,56 +27,6 @@ MAX_BAD_PUSHES = 3
 
 #: Heartbeats per lease time; a lease outlives two lost ones.
 HEARTBEATS_PER_LEASE = 3
-
-
-@dataclass(slots=True)
-class ShardState:
-    """What the engine knows of one data shard."""
-
-    #: Name of the worker that holds the lease, or None.
-    holder: str | None = None
-    #: Raised with every new lease; messages with a lower one come from a former holder.
-    epoch: int = 0
-    #: True while the holder has an assignment that it has neither pushed nor given up.
-    busy: bool = False
-    #: 0 until surveyed.
-    rows: int = 0
-    #: Set once a worker has said that nobody else can read the shard.
-    pinned_to: str | None = None
-    #: Of the last accepted contribution; NaN and 0 before the first and after a round that closed without the shard.
-    loss: float = math.nan
-    samples: int = 0
-    #: Assigned under a policy that has changed since: what is computed does not count.
-    recalled: bool = False
-    #: So many steps right below the clock were superseded: their rounds closed without the shard.
-    missed: int = 0
-    #: When its clock last moved or its lease last changed hands.
-    since: float = 0.0
-
-
-@dataclass(slots=True)
-class WorkerState:
-    """What the engine knows of one worker; it stays known after it left, for the status."""
-
-    accepts: frozenset[int] | None
-    #: Position in the order of joining; breaks ties.
-    order: int
-    last_seen: float
-    #: Connected and heard of within the lease time.
-    alive: bool = True
-    #: Why it gets no more work for this job; empty if it does.
-    failure: str = ""
-    #: Asked for work and was not answered yet.
-    parked: bool = False
-    #: Disjoint from the shards of every other worker.
-    shards: set[int] = field(default_factory=set)
-    pushes: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def usable(self) -> bool:
-        """May it be given work?"""
-        return self.alive and not self.failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +53,8 @@ class Engine:
         self.phase = "survey"
         self.reason = ""
         self.version = 0
-        self.epoch = epoch
         self.clocks = [0] * job.data.shards
-        self.shards = [ShardState() for _ in range(job.data.shards)]
-        self.workers: dict[str, WorkerState] = {}
+        self._leases = Leases(job.data.shards, epoch)
         self.total_steps = 0
         self.staleness: Counter[int] = Counter()
         self.samples = 0
@@ -141,6 +89,7 @@ class Engine:
                     pinned_to=shard.pinned_to,
                     loss=shard.loss,
                     samples=shard.samples,
+                    missed=shard.missed,
                 )
                 for i, shard in enumerate(self.shards)
             ),
@@ -163,8 +112,8 @@ class Engine:
         engine = cls(job, epoch)
         engine.phase, engine.reason, engine.version = state.phase, state.reason, state.version
         engine.clocks = [shard.clock for shard in state.shards]
-        engine.shards = [
-            ShardState(rows=s.rows, pinned_to=s.pinned_to, loss=s.loss, samples=s.samples, since=now)
+        engine.shards[:] = [
+            ShardState(rows=s.rows, pinned_to=s.pinned_to, loss=s.loss, samples=s.samples, missed=s.missed, since=now)
             for s in state.shards
         ]
         engine.total_steps, engine._finished_steps = state.total_steps, state.finished_steps
@@ -173,6 +122,21 @@ class Engine:
         engine.train_started = now - state.elapsed_s
         engine.ended_at = now if engine.ended else math.nan
         return engine
+
+    @property
+    def shards(self) -> list[ShardState]:
+        """The shards, by number."""
+        return self._leases.shards
+
+    @property
+    def workers(self) -> dict[str, WorkerState]:
+        """The workers, by name."""
+        return self._leases.workers
+
+    @property
+    def epoch(self) -> int:
+        """The last lease epoch that was given."""
+        return self._leases.epoch
 
     @property
     def ended(self) -> bool:
@@ -218,7 +182,7 @@ class Engine:
             case ev.Tick():
                 self._tick(effects, now)
         if not self.ended:
-            self._lease_out(effects, now)
+            self._leases.lease_out(effects, now)
             self._answer(effects)
         return effects
 
@@ -327,28 +291,21 @@ class Engine:
             if shard < len(self.shards):
                 self.shards[shard].pinned_to = event.worker
                 if self.shards[shard].holder is not None:
-                    self._revoke(shard, f"shard {shard} is pinned to worker {event.worker}", effects, now)
+                    self._leases.revoke(shard, f"shard {shard} is pinned to worker {event.worker}", effects, now)
 
     def _drop(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
-        """Take every lease of a worker back; others get the shards in `_lease_out`."""
+        """Take every lease of a worker back; others get the shards in `Leases.lease_out`."""
         state = self.workers.get(worker)
         if state is None:
             return
         state.alive = False
         for shard in sorted(state.shards):
-            self._revoke(shard, reason, effects, now)
+            self._leases.revoke(shard, reason, effects, now)
 
     def _forget_pull(self, worker: str) -> None:
         """A silent worker that wakes up still waits for its answer; one that left or failed does not."""
         if worker in self.workers:
             self.workers[worker].parked = False
-
-    def _revoke(self, shard: int, reason: str, effects: list[Effect], now: float) -> None:
-        state = self.shards[shard]
-        if state.holder is not None:
-            self.workers[state.holder].shards.discard(shard)
-            effects.append(ev.Revoke(state.holder, shard, state.epoch, reason))
-        state.holder, state.busy, state.since = None, False, now
 
     def _pull(self, worker: str) -> None:
         state = self.workers.get(worker)
@@ -516,50 +473,6 @@ class Engine:
     def _end(self, status: str, reason: str, effects: list[Effect], now: float) -> None:
         self.phase, self.reason, self.ended_at = status, reason, now
         effects.append(ev.End(status, reason))
-
-    def _lease_out(self, effects: list[Effect], now: float) -> None:
-        """Give free shards to the workers with the fewest, then even out; a busy shard moves when it is pushed."""
-        if not any(w.usable for w in self.workers.values()):
-            return
-        for shard, state in enumerate(self.shards):
-            if state.holder is None:
-                taker = min(self._takers(shard), key=self._load, default=None)
-                if taker is not None:
-                    self._lease(shard, taker, now)
-        while (move := self._uneven()) is not None:
-            shard, taker = move
-            self._revoke(shard, f"shard {shard} moves to worker {taker}, which has fewer", effects, now)
-            self._lease(shard, taker, now)
-
-    def _uneven(self) -> tuple[int, str] | None:
-        """Find a shard between two steps whose holder has at least two more than another worker that may take it."""
-        loads = [len(w.shards) for w in self.workers.values() if w.usable]
-        if max(loads) - min(loads) < 2:
-            return None
-        for shard in reversed(range(len(self.shards))):
-            state = self.shards[shard]
-            if state.holder is None or state.busy:
-                continue
-            taker = min(self._takers(shard), key=self._load, default=None)
-            if taker and len(self.workers[state.holder].shards) - len(self.workers[taker].shards) >= 2:
-                return shard, taker
-        return None
-
-    def _takers(self, shard: int) -> Iterable[str]:
-        pinned_to = self.shards[shard].pinned_to
-        for name, worker in self.workers.items():
-            if worker.usable and pinned_to in (None, name) and (worker.accepts is None or shard in worker.accepts):
-                yield name
-
-    def _load(self, worker: str) -> tuple[int, int]:
-        state = self.workers[worker]
-        return len(state.shards), state.order
-
-    def _lease(self, shard: int, worker: str, now: float) -> None:
-        self.epoch += 1
-        state = self.shards[shard]
-        state.holder, state.epoch, state.busy, state.since = worker, self.epoch, False, now
-        self.workers[worker].shards.add(shard)
 
     def _answer(self, effects: list[Effect]) -> None:
         """Answer every parked pull that the phase and the policy let proceed, in order of joining."""

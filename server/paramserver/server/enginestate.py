@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ShardRecord(BaseModel):
-    """One shard; the fields are those of `engine.ShardState`."""
+    """One shard; the fields are those of `leases.ShardState`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -21,6 +21,7 @@ class ShardRecord(BaseModel):
     pinned_to: str | None
     loss: float
     samples: int
+    missed: int
 
 
 class EngineState(BaseModel):

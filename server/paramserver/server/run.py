@@ -70,15 +70,19 @@ class Run:
         To be called between two events, when engine and store agree.
         """
         state, store = self.engine.state(self._clock()), self.store
+        train = None if self.job is self.submitted else self.job.train
         if state is None or store is None:
-            return Snapshot(self.job_id, self.job, engine=state)
+            return Snapshot(self.job_id, self.submitted, state, train=train)
         optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
         parameters = Parameters(store.layout, store.theta.copy(), optimizer_state)
         history = self.history.columns()
-        return Snapshot(self.job_id, self.job, state, parameters, self.census, self.moments, history)
+        return Snapshot(self.job_id, self.submitted, state, parameters, self.census, self.moments, history, train)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of this job, before the first worker joins; its arrays now belong to the run."""
+        if snapshot.train is not None:
+            self.job = self.submitted.model_copy(update={"train": snapshot.train})
+            self.engine = Engine(self.job, self.engine.epoch)
         if snapshot.engine is None:
             return
         self.engine = Engine.restored(self.job, snapshot.engine, self.engine.epoch, self._clock())

@@ -32,6 +32,7 @@ class Saver:
         self._pending: asyncio.Future[Saved] | None = None
         self._asking = asyncio.Lock()
         self._phase = run.engine.phase
+        self._job = run.job
         #: Version and phase of the last snapshot that was begun.
         self._taken = (run.engine.version, run.engine.phase)
         self._last: tuple[Saved, float] | None = None
@@ -39,12 +40,11 @@ class Saver:
         self._timer = self._arm()
 
     def look(self) -> None:
-        """Take a snapshot if the job has come to a milestone."""
-        phase = self._run.engine.phase
-        if phase != self._phase:
-            self._phase = phase
-            if phase in _MILESTONES:
-                self._take()
+        """Take a snapshot if the job has come to a milestone or has a new policy."""
+        phase, job = self._run.engine.phase, self._run.job
+        if (phase != self._phase and phase in _MILESTONES) or job is not self._job:
+            self._take()
+        self._phase, self._job = phase, job
 
     async def save(self) -> Saved:
         """Take a snapshot and wait until it is on the disk.

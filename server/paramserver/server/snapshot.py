@@ -17,7 +17,7 @@ import numpy as np
 from paramserver.server.enginestate import EngineState
 from paramserver.wire.errors import StateError
 from paramserver.wire.fingerprint import theta_sha256
-from paramserver.wire.job import Job
+from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.moments import Moments
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -43,6 +43,7 @@ class Snapshot:
     """All that a job needs to go on after the process is gone; nobody changes its arrays any more."""
 
     job_id: str
+    #: As it was submitted.
     job: Job
     #: None if the job is to begin anew, as after its submission.
     engine: EngineState | None = None
@@ -52,6 +53,8 @@ class Snapshot:
     moments: Moments | None = None
     #: Columns as `History.columns` gives them.
     history: Mapping[str, Array] | None = None
+    #: The policy that the job has by now, if that is not the one it was submitted with.
+    train: TrainSection | None = None
 
     @property
     def version(self) -> int:
@@ -100,6 +103,7 @@ class Snapshot:
         return {
             "job_id": self.job_id,
             "job": json.loads(self.job.to_json()),
+            "train": None if self.train is None else self.train.model_dump(mode="json"),
             "engine": None if self.engine is None else self.engine.model_dump(mode="json"),
             "version": self.version,
             "layout": None if p is None else [[t.name, t.shape] for t in p.layout.tensors],
@@ -156,6 +160,7 @@ def _from_record(record: dict[str, Any], header: dict[str, Any], data: memoryvie
         census=census,
         moments=moments,
         history=_under("history/", arrays),
+        train=None if record["train"] is None else TrainSection.model_validate(record["train"]),
     )
 
 

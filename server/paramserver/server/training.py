@@ -64,16 +64,8 @@ class TrainingService:
 
     async def _serve(self, session: Session, context: Context) -> None:
         """Read until the worker goes; a second task writes, so that neither direction waits for the other."""
-        reading = asyncio.current_task()
-        assert reading is not None
         writer = asyncio.create_task(_write(session, context))
-
-        def stop_reading(_: asyncio.Task[None]) -> None:
-            if session.closed:
-                reading.cancel()
-
-        # When the writer ends, so does the stream: the worker was told to go, or does not read what it is sent.
-        writer.add_done_callback(stop_reading)
+        writer.add_done_callback(_retrieve)
         reason = "its connection broke"
         try:
             self._shell.join(session)
@@ -83,18 +75,20 @@ class TrainingService:
                     reason = f"it left: {message.leave.reason or 'no reason given'}"
                     break
                 self._shell.take(session, message, payload)
-        except asyncio.CancelledError:
-            if not session.closed:
-                raise
-            # Ended by us, not by the worker; the finally block does the rest.
         finally:
             self._shell.leave(session, reason)
-            # From here on a cancellation would hit gRPC's own code, which is about to send the status.
-            writer.remove_done_callback(stop_reading)
             writer.cancel()
 
 
 async def _write(session: Session, context: Context) -> None:
+    """Send what the session has to say, until the stream is to end; then end it, which ends the reading too."""
     while (answer := await session.next_answer()) is not None:
         for message in answer:
             await context.write(message)
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server has ended the stream")
+
+
+def _retrieve(writer: asyncio.Task[None]) -> None:
+    """Look at how the writer ended: if its stream broke or was aborted, the reading ends and tells."""
+    if not writer.cancelled():
+        writer.exception()

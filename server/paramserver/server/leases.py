@@ -1,0 +1,126 @@
+"""Who holds which shard: leases with epochs, spread evenly over the workers that may take them.
+
+This module imports no grpc, no threading, no time and no random. It knows nothing of steps and versions: those are the
+engine's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from paramserver.server import events as ev
+from paramserver.server.events import Effect
+
+
+@dataclass(slots=True)
+class ShardState:
+    """What the engine knows of one data shard."""
+
+    #: Name of the worker that holds the lease, or None.
+    holder: str | None = None
+    #: Raised with every new lease; messages with a lower one come from a former holder.
+    epoch: int = 0
+    #: True while the holder has an assignment that it has neither pushed nor given up.
+    busy: bool = False
+    #: 0 until surveyed.
+    rows: int = 0
+    #: Set once a worker has said that nobody else can read the shard.
+    pinned_to: str | None = None
+    #: Of the last accepted contribution; NaN and 0 before the first and after a round that closed without the shard.
+    loss: float = math.nan
+    samples: int = 0
+    #: Assigned under a policy that has changed since: what is computed does not count.
+    recalled: bool = False
+    #: So many steps right below the clock were superseded: their rounds closed without the shard.
+    missed: int = 0
+    #: When its clock last moved or its lease last changed hands.
+    since: float = 0.0
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What the engine knows of one worker; it stays known after it left, for the status."""
+
+    accepts: frozenset[int] | None
+    #: Position in the order of joining; breaks ties.
+    order: int
+    last_seen: float
+    #: Connected and heard of within the lease time.
+    alive: bool = True
+    #: Why it gets no more work for this job; empty if it does.
+    failure: str = ""
+    #: Asked for work and was not answered yet.
+    parked: bool = False
+    #: Disjoint from the shards of every other worker.
+    shards: set[int] = field(default_factory=set)
+    pushes: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def usable(self) -> bool:
+        """May it be given work?"""
+        return self.alive and not self.failure
+
+
+class Leases:
+    """The shards and workers of a job; `epoch` is the last lease epoch that the server has ever given."""
+
+    def __init__(self, shards: int, epoch: int) -> None:
+        self.epoch = epoch
+        self.shards = [ShardState() for _ in range(shards)]
+        self.workers: dict[str, WorkerState] = {}
+
+    def lease_out(self, effects: list[Effect], now: float) -> None:
+        """Give free shards to the workers with the fewest, then even out; a busy shard moves when it is pushed."""
+        if not any(w.usable for w in self.workers.values()):
+            return
+        for shard, state in enumerate(self.shards):
+            if state.holder is None:
+                taker = min(self._takers(shard), key=self._load, default=None)
+                if taker is not None:
+                    self._lease(shard, taker, now)
+        while (move := self._uneven()) is not None:
+            shard, taker = move
+            self.revoke(shard, f"shard {shard} moves to worker {taker}, which has fewer", effects, now)
+            self._lease(shard, taker, now)
+
+    def revoke(self, shard: int, reason: str, effects: list[Effect], now: float) -> None:
+        """Take a shard back from its holder, if it has one."""
+        state = self.shards[shard]
+        if state.holder is not None:
+            self.workers[state.holder].shards.discard(shard)
+            effects.append(ev.Revoke(state.holder, shard, state.epoch, reason))
+        state.holder, state.busy, state.since = None, False, now
+
+    def _uneven(self) -> tuple[int, str] | None:
+        """Find a shard between two steps whose holder has at least two more than another worker that may take it."""
+        loads = [len(w.shards) for w in self.workers.values() if w.usable]
+        if max(loads) - min(loads) < 2:
+            return None
+        for shard in reversed(range(len(self.shards))):
+            state = self.shards[shard]
+            if state.holder is None or state.busy:
+                continue
+            taker = min(self._takers(shard), key=self._load, default=None)
+            if taker and len(self.workers[state.holder].shards) - len(self.workers[taker].shards) >= 2:
+                return shard, taker
+        return None
+
+    def _takers(self, shard: int) -> Iterable[str]:
+        pinned_to = self.shards[shard].pinned_to
+        for name, worker in self.workers.items():
+            if worker.usable and pinned_to in (None, name) and (worker.accepts is None or shard in worker.accepts):
+                yield name
+
+    def _load(self, worker: str) -> tuple[int, int]:
+        state = self.workers[worker]
+        return len(state.shards), state.order
+
+    def _lease(self, shard: int, worker: str, now: float) -> None:
+        self.epoch += 1
+        state = self.shards[shard]
+        state.holder, state.epoch, state.busy, state.since = worker, self.epoch, False, now
+        self.workers[worker].shards.add(shard)
