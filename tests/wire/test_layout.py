@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramserver.wire.errors import TensorError
-from paramserver.wire.layout import MAX_ELEMENTS, Layout, is_finite, read_values
+from paramserver.wire.layout import MAX_ELEMENTS, Layout, is_finite, pack, read_values
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
@@ -26,7 +26,7 @@ def test_packing_lays_tensors_back_to_back_and_views_find_them_again(
     arrays = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
     layout = Layout.of(arrays, np.dtype(dtype).name)
     flat = np.full(layout.size, np.nan, layout.dtype)
-    layout.pack(arrays, flat, scale=2)
+    pack(arrays, layout.views(flat), scale=2)
     assert flat.tobytes() == b"".join((2 * arrays[name]).tobytes() for name in shapes)
     views = layout.views(flat)
     assert list(views) == list(shapes)

@@ -93,15 +93,17 @@ class Layout:
         """Return the tensors as views of a flat vector of `size` elements."""
         return {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in self.tensors}
 
-    def pack(self, arrays: Mapping[str, Array], out: Array, scale: float = 1.0) -> None:
-        """Write `scale` times the arrays into the flat vector `out`, in one pass."""
-        for name, view in self.views(out).items():
-            np.multiply(arrays[name], scale, out=view)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and (self.dtype, self.tensors) == (other.dtype, other.tensors)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def pack(arrays: Mapping[str, Array], views: Mapping[str, Array], scale: float = 1.0) -> None:
+    """Write `scale` times the arrays into the views of a flat vector, in one pass; none where they are these views."""
+    for name, view in views.items():
+        if scale != 1.0 or arrays[name] is not view:
+            np.multiply(arrays[name], scale, out=view)
 
 
 def read_values(payload: memoryview, dtype: np.dtype[Any], offset: int, size: int) -> Array:

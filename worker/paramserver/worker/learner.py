@@ -13,7 +13,7 @@ from paramserver.wire.moments import Moments
 from paramserver.worker.batches import Batch
 from paramserver.worker.moments import Standardizer
 from paramserver.worker.shard import Shard, Survey
-from paramserver.worker.tasks import Task, initial_parameters, load_task, loss_and_gradient
+from paramserver.worker.tasks import Task, initial_parameters, load_task, loss_and_gradient, takes_out
 
 
 class Learner:
@@ -26,6 +26,7 @@ class Learner:
         self.job = job
         self._base = base
         self._task: Task | None = None
+        self._takes_out = False
         self._shards: dict[int, Shard] = {}
         self._prepared = False
         self._classes = 0
@@ -36,6 +37,7 @@ class Learner:
         """The model, loaded when it is first needed."""
         if self._task is None:
             self._task = load_task(self.job.task.use, self.job.task.options, self._base)
+            self._takes_out = takes_out(self._task)
         return self._task
 
     def prepare(self, classes: int, moments: Moments | None) -> None:
@@ -67,13 +69,20 @@ class Learner:
             self._shards[shard].prepare(self._classes, self._standardizer)
         return self._shards[shard].batch(step)
 
-    def gradient(self, theta: dict[str, Array], batch: Batch, shard: int, step: int) -> tuple[float, dict[str, Array]]:
-        """Return the checked mean loss and gradient over a batch.
+    def gradient(
+        self,
+        theta: dict[str, Array],
+        batch: Batch,
+        shard: int,
+        step: int,
+        out: dict[str, Array] | None = None,
+    ) -> tuple[float, dict[str, Array]]:
+        """Return the checked mean loss and gradient over a batch; a task that can writes the gradient to `out`.
 
         Raises:
             TaskError: with the shard and the step, if the task fails or breaks its contract.
         """
         try:
-            return loss_and_gradient(self.task, theta, batch)
+            return loss_and_gradient(self.task, theta, batch, out if self._takes_out else None)
         except TaskError as error:
             raise TaskError(f"shard {shard}, step {step}: {error}") from error

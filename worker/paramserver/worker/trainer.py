@@ -23,7 +23,7 @@ import numpy as np
 from paramserver.wire import sharing
 from paramserver.wire.errors import ParamserverError, ProtocolError
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array, Layout, read_values
+from paramserver.wire.layout import Array, Layout, pack, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -99,23 +99,32 @@ class Replica:
             self._shared.copy_whole(self._flat)
 
 
+class Place:
+    """A flat vector for a contribution, and the views of its tensors."""
+
+    def __init__(self, flat: Array, layout: Layout) -> None:
+        self.flat = flat
+        self.views = layout.views(flat)
+
+
 class Outgoing:
     """Where contributions are laid before they go: one buffer, or one slot per shard in shared memory."""
 
     def __init__(self, replica: Replica) -> None:
-        self._layout = replica.layout
-        self._slots: dict[int, Segment] | None = {} if replica.shares_memory else None
-        self._buffer: Array = np.empty(0 if replica.shares_memory else replica.layout.size, replica.layout.dtype)
+        self._layout = layout = replica.layout
+        self._buffer = None if replica.shares_memory else Place(np.empty(layout.size, layout.dtype), layout)
+        self._slots: dict[int, tuple[Segment, Place]] = {}
 
-    def place(self, shard: int) -> tuple[Array, pb.Slot | None]:
-        """Return the flat vector for the shard's contribution, and what to tell the server if it is new to it."""
-        if self._slots is None:
+    def place(self, shard: int) -> tuple[Place, pb.Slot | None]:
+        """Return where the shard's contribution is laid, and what to tell the server if it is new to it."""
+        if self._buffer is not None:
             return self._buffer, None
         if shard in self._slots:
-            return self._slots[shard].values, None
-        self._slots[shard] = slot = Segment.create(self._layout.size, self._layout.dtype)
-        memory = pb.SharedMemory(pid=os.getpid(), descriptor=slot.descriptor)
-        return slot.values, pb.Slot(shard=shard, memory=memory)
+            return self._slots[shard][1], None
+        slot = Segment.create(self._layout.size, self._layout.dtype)
+        place = Place(slot.values, self._layout)
+        self._slots[shard] = slot, place
+        return place, pb.Slot(shard=shard, memory=pb.SharedMemory(pid=os.getpid(), descriptor=slot.descriptor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +136,8 @@ class Gradient:
     samples: int
 
 
-#: Computes one step: (learner, θ, shard, step) to its gradient.
-Compute = Callable[[Learner, dict[str, Array], int, int], Awaitable[Gradient]]
+#: Computes one step: (learner, θ, shard, step, where the gradient may be written) to its gradient.
+Compute = Callable[[Learner, dict[str, Array], int, int, dict[str, Array]], Awaitable[Gradient]]
 
 
 class Trainer:
@@ -304,7 +313,7 @@ class Trainer:
         arrays = await self._beside_the_loop(self._current_learner.initial, assignment.shard)
         layout = Layout.of(arrays, self._job.train.dtype)
         flat = np.empty(layout.size, layout.dtype)
-        layout.pack(arrays, flat)
+        pack(arrays, layout.views(flat))
         for start, chunk in self._chunks(flat):
             tensors = layout.to_proto() if start == 0 else []
             message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=tensors, offset=start)
@@ -314,11 +323,13 @@ class Trainer:
         replica, outgoing = self._replica, self._outgoing
         if replica is None or outgoing is None:
             raise ProtocolError("the server assigned a gradient without parameters")
-        gradient = await self._compute(self._current_learner, replica.views, assignment.shard, assignment.step)
-        flat, slot = outgoing.place(assignment.shard)
+        place, slot = outgoing.place(assignment.shard)
         if slot is not None:
             await stream.send(pb.WorkerMessage(slot=slot))
-        replica.layout.pack(gradient.arrays, flat, scale=gradient.samples)
+        gradient = await self._compute(
+            self._current_learner, replica.views, assignment.shard, assignment.step, place.views
+        )
+        pack(gradient.arrays, place.views, scale=gradient.samples)
         push = pb.Push(
             shard=assignment.shard,
             epoch=assignment.epoch,
@@ -331,27 +342,31 @@ class Trainer:
             push.shared, push.pull = True, pull
             await stream.send(pb.WorkerMessage(push=push))
             return
-        for start, chunk in self._chunks(flat):
+        for start, chunk in self._chunks(place.flat):
             push.offset = start
-            push.pull = pull and start + chunk.size == flat.size
+            push.pull = pull and start + chunk.size == place.flat.size
             await stream.send(pb.WorkerMessage(push=push), chunk)
 
     def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
         size = self._chunk_bytes // flat.itemsize
         return [(start, flat[start : start + size]) for start in range(0, flat.size, size)]
 
-    async def _compute_by_task(self, learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+    async def _compute_by_task(
+        self, learner: Learner, theta: dict[str, Array], shard: int, step: int, out: dict[str, Array]
+    ) -> Gradient:
         if self._last_step_s < INLINE_S:
-            return self._timed_step(learner, theta, shard, step)
-        return await self._beside_the_loop(self._timed_step, learner, theta, shard, step)
+            return self._timed_step(learner, theta, shard, step, out)
+        return await self._beside_the_loop(self._timed_step, learner, theta, shard, step, out)
 
-    def _timed_step(self, learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+    def _timed_step(
+        self, learner: Learner, theta: dict[str, Array], shard: int, step: int, out: dict[str, Array]
+    ) -> Gradient:
         started = time.perf_counter()
         if learner.job.train.goes_local:
             gradient = Gradient(*local_steps(learner, theta, shard, step))
         else:
             batch: Batch = learner.batch(shard, step)
-            gradient = Gradient(*learner.gradient(theta, batch, shard, step), batch.n)
+            gradient = Gradient(*learner.gradient(theta, batch, shard, step, out), batch.n)
         self._last_step_s = time.perf_counter() - started
         return gradient
 

@@ -120,7 +120,9 @@ class Worker:
         if self._working is not None:
             self._working.cancel()
 
-    async def _hand_out(self, learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+    async def _hand_out(
+        self, learner: Learner, theta: dict[str, Array], shard: int, step: int, _out: dict[str, Array]
+    ) -> Gradient:
         handed_out = Step(shard, step, theta, learner.batch(shard, step))
         self._steps.put(handed_out)
         return await asyncio.wrap_future(handed_out._result)

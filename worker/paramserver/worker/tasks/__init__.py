@@ -1,6 +1,6 @@
 """Tasks: the built-in models, the user's own, and the contract that both keep."""
 
-from paramserver.worker.tasks.contract import Task, initial_parameters, loss_and_gradient, metrics
+from paramserver.worker.tasks.contract import Task, initial_parameters, loss_and_gradient, metrics, takes_out
 from paramserver.worker.tasks.loading import load_task
 
-__all__ = ["Task", "initial_parameters", "load_task", "loss_and_gradient", "metrics"]
+__all__ = ["Task", "initial_parameters", "load_task", "loss_and_gradient", "metrics", "takes_out"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, Protocol, TypeAlias
 
@@ -50,13 +51,22 @@ def initial_parameters(task: Task, rng: np.random.Generator, batch: Batch) -> Pa
     return {name: np.array(value, dtype=batch.y.dtype, order="C") for name, value in params.items()}
 
 
-def loss_and_gradient(task: Task, params: Params, batch: Batch) -> tuple[float, Params]:
-    """Return the checked loss and gradient of a task.
+def takes_out(task: Task) -> bool:
+    """Say whether the task's `loss_and_grad` has a parameter `out`: arrays by name in which to write the gradient.
+
+    They are where the gradient travels from, so a task that fills and returns them saves a copy.
+    """
+    return "out" in inspect.signature(task.loss_and_grad).parameters
+
+
+def loss_and_gradient(task: Task, params: Params, batch: Batch, out: Params | None = None) -> tuple[float, Params]:
+    """Return the checked loss and gradient of a task; `out` is handed to a task that `takes_out`.
 
     Raises:
         TaskError: if `loss_and_grad` fails, or what it returned breaks the contract.
     """
-    result = _call(task, "loss_and_grad", params, batch)
+    given = (params, batch) if out is None else (params, batch, out)
+    result = _call(task, "loss_and_grad", *given)
     if not isinstance(result, tuple) or len(result) != 2:
         raise TaskError(f"loss_and_grad returned {_describe(result)}; a pair (loss, gradient) is expected")
     loss, grad = result
