@@ -113,7 +113,7 @@ def gradient(learner: Learner, theta: dict[str, Array], shard: int, step: int) -
     return Gradient(loss, arrays, batch.n)
 
 
-async def at_once(learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+async def at_once(learner: Learner, theta: dict[str, Array], shard: int, step: int, _out: dict[str, Array]) -> Gradient:
     """Compute what the job says, without a thread, so that the order of events is the same in every run."""
     if learner.job.train.goes_local:
         return Gradient(*local_steps(learner, theta, shard, step))
@@ -123,7 +123,9 @@ async def at_once(learner: Learner, theta: dict[str, Array], shard: int, step: i
 def slower(turns: int) -> Compute:
     """Compute what the task says at θ as it was, so many turns of the event loop later."""
 
-    async def compute(learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+    async def compute(
+        learner: Learner, theta: dict[str, Array], shard: int, step: int, _out: dict[str, Array]
+    ) -> Gradient:
         computed = gradient(learner, theta, shard, step)
         for _ in range(turns):
             await asyncio.sleep(0)

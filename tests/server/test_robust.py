@@ -104,7 +104,9 @@ def make_job(**train: Any) -> Job:
 def attacked(factor: float) -> Any:
     """Multiply what hostile shards send."""
 
-    async def compute(learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
+    async def compute(
+        learner: Learner, theta: dict[str, Array], shard: int, step: int, _out: dict[str, Array]
+    ) -> Gradient:
         computed = gradient(learner, theta, shard, step)
         if shard not in HOSTILE:
             return computed
