@@ -21,11 +21,19 @@ START = 100.0
 class Cluster:
     """An engine and honest workers, one call per act."""
 
-    def __init__(self, mode: str = "sync", shards: int = 2, steps: int = 50, staleness: int = 1, **stop: Any) -> None:
+    def __init__(
+        self,
+        mode: str = "sync",
+        shards: int = 2,
+        steps: int = 50,
+        staleness: int = 1,
+        local_steps: int = 1,
+        **stop: Any,
+    ) -> None:
         tables = {
             "task": {"use": "anything"},
             "data": {"source": "anywhere", "shards": shards},
-            "train": {"mode": mode, "steps": steps, "staleness": staleness},
+            "train": {"mode": mode, "steps": steps, "staleness": staleness, "local_steps": local_steps},
             "stop": stop,
             "server": {"lease_s": LEASE_S},
         }
@@ -165,6 +173,12 @@ def test_wrong_numbers_are_refused_with_the_numbers(change: dict[str, Any], said
     assert refusal.code is Code.INVALID
     assert said in refusal.reason
     assert cluster.engine.clocks == [0, 0]
+
+
+def test_with_local_steps_a_contribution_may_see_every_row_as_often() -> None:
+    cluster = training("a", "b", local_steps=3)
+    assert refusals(cluster.feed(ev.Pushed(cluster.contribution("a", samples=3 * ROWS)))) == []
+    assert refusals(cluster.feed(ev.Pushed(cluster.contribution("b", samples=3 * ROWS + 1)))) == [Code.INVALID]
 
 
 def test_a_silent_worker_loses_its_leases_at_the_deadline_and_not_before() -> None:

@@ -375,9 +375,8 @@ class EngineMachine(RuleBasedStateMachine):
             self.feed(ev.Initialised(worker, shard, epoch))
 
     def push(self, contribution: Contribution) -> None:
-        self.hear(contribution.worker)
         self.pushed.append(contribution)
-        self.feed(ev.Pushed(contribution))
+        self.refused_or_counted(contribution)
 
     @precondition(lambda self: self.pushed)
     @rule(data=st.data())

@@ -194,7 +194,8 @@ class Engine:
         if self.ended:
             return ev.Refuse(worker, shard, step, Code.FENCED, f"the job is over: {self.reason}")
         state, clock = self.shards[shard], self.clocks[shard]
-        if clock - state.missed <= step < clock:
+        applied = clock - (shard in self._round)
+        if applied - state.missed <= step < applied:
             reason = f"the round of step {step} closed without shard {shard}; step {clock} is expected"
             return ev.Refuse(worker, shard, step, Code.SUPERSEDED, reason)
         if step < clock:
@@ -348,7 +349,6 @@ class Engine:
         worker.pushes += 1
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1
-        shard.missed = 0
         self.samples += c.samples
         self.staleness[self.version - c.version] += 1
         if not self._policy.rounds:
@@ -402,6 +402,9 @@ class Engine:
 
     def _apply(self, contributions: tuple[Contribution, ...], effects: list[Effect]) -> None:
         self.version += 1
+        # Only now: an open round can be taken back, and then these steps were superseded as before.
+        for c in contributions:
+            self.shards[c.shard].missed = 0
         # In rounds this is the version; elsewhere as many updates make a step as there are shards.
         count = 1 + (sum(self.clocks) - 1) // len(self.shards)
         effects.append(ev.Apply(self.version, count, contributions))

@@ -34,7 +34,7 @@ class ShardState:
     samples: int = 0
     #: Assigned under a policy that has changed since: what is computed does not count.
     recalled: bool = False
-    #: So many steps right below the clock were superseded: their rounds closed without the shard.
+    #: So many steps right below the next to be applied were superseded: their rounds closed without the shard.
     missed: int = 0
     #: When its clock last moved or its lease last changed hands.
     since: float = 0.0
