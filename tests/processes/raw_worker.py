@@ -118,6 +118,15 @@ class RawWorker:
             }
             self.send(gradient[start : start + count].tobytes(), push=pb.Push(**(fields | change)))
 
+    def push_together(self, work: pb.Work, gradients: list[Array]) -> None:
+        """Push gradients for all assignments in one message, and pull."""
+        pushes = [
+            pb.Push(shard=a.shard, epoch=a.epoch, step=a.step, version=work.version, samples=10, loss=1.0)
+            for a in work.assignments
+        ]
+        pushes[-1].pull = True
+        self.send(b"".join(gradient.tobytes() for gradient in gradients), pushes=pb.Pushes(pushes=pushes))
+
     def close(self) -> None:
         self._outgoing.put(None)
         self._call.cancel()

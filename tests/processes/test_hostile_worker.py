@@ -148,6 +148,34 @@ def test_a_lie_is_refused_by_name_and_leaves_no_trace(
     honest(worker, control, work, flat(THETA))
 
 
+def test_contributions_in_one_message_count_one_by_one(control: Control, join: Callable[[str], RawWorker]) -> None:
+    worker, work = start(control, join)
+    worker.push_together(work, [gradient(0, 0), np.full(SIZE, math.nan)])
+    refusal = worker.expect("refusal").refusal
+    assert (refusal.code, refusal.shard) == (pb.Refusal.INVALID, work.assignments[1].shard)
+    assert control.status().clock == [1, 0]
+    work, _ = worker.work()
+    worker.push_together(work, [gradient(1, 0)])
+    for step in (1, 2):
+        work, _ = worker.work()
+        worker.push_together(work, [gradient(0, step), gradient(1, step)])
+    assert worker.until("ended").ended.status == "done"
+    expect = flat(THETA)
+    for step in range(3):
+        expect = expect - 0.5 * (gradient(0, step) + gradient(1, step))
+    assert control.bits() == expect.tobytes()
+
+
+def test_contributions_of_unequal_length_in_one_message_end_the_stream(
+    control: Control, join: Callable[[str], RawWorker]
+) -> None:
+    worker, work = start(control, join)
+    worker.push_together(work, [gradient(0, 0), np.ones(SIZE, np.uint8)[:3]])
+    code, details = worker.status_code()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "bytes for 2 contributions" in details
+
+
 def test_a_push_for_a_step_twice_is_applied_once_and_answered_the_same(
     control: Control, join: Callable[[str], RawWorker]
 ) -> None:

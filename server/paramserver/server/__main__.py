@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from paramserver.server.process import serve
 from paramserver.wire.errors import ParamserverError, RequestError
 from paramserver.wire.memory import keep_freed_memory
@@ -24,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     keep_freed_memory()
     try:
-        asyncio.run(serve(arguments.listen, arguments.address_file, arguments.state))
+        # The engine's thread works on cached blocks; a library's threads beside it would cost more than they bring.
+        with threadpool_limits(limits=1):
+            asyncio.run(serve(arguments.listen, arguments.address_file, arguments.state))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

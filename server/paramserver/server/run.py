@@ -130,6 +130,8 @@ class Run:
         match message.WhichOneof("kind"):
             case "push":
                 self._take_push(session, message.push, payload)
+            case "pushes":
+                self._take_pushes(session, message.pushes, payload)
             case "pull":
                 session.held = message.pull.held if message.pull.HasField("held") else None
                 self.feed(ev.Pulled(session.name))
@@ -185,6 +187,14 @@ class Run:
         if push.pull and push.epoch > self._epoch_before:
             session.held = push.version
             self.feed(ev.Pulled(session.name))
+
+    def _take_pushes(self, session: Session, pushes: pb.Pushes, payload: memoryview) -> None:
+        count = len(pushes.pushes)
+        share, rest = divmod(payload.nbytes, count) if count else (0, 1)
+        if rest:
+            raise ProtocolError(f"worker {session.name} sent {payload.nbytes} bytes for {count} contributions")
+        for index, push in enumerate(pushes.pushes):
+            self._take_push(session, push, payload[index * share : (index + 1) * share])
 
     def _take_chunk(self, store: Store, incoming: Incoming, push: pb.Push, payload: memoryview) -> None:
         size, chunk = store.layout.size, store.chunk

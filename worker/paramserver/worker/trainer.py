@@ -78,6 +78,7 @@ class Replica:
             memory = described.theta
             self._shared = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
         self.shares_memory = self._shared is not None
+        self.nbytes = layout.size * layout.dtype.itemsize
         if self._shared is not None and not described.moves:
             flat, self._shared = self._shared.values, None
         else:
@@ -282,6 +283,9 @@ class Trainer:
             await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
 
     async def _carry_out(self, stream: Stream, work: pb.Work) -> None:
+        if self._fit_one_message(work):
+            await self._push_together(stream, work)
+            return
         for position, assignment in enumerate(work.assignments, start=1):
             is_last = position == len(work.assignments)
             match assignment.kind:
@@ -319,7 +323,39 @@ class Trainer:
             message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=tensors, offset=start)
             await stream.send(pb.WorkerMessage(initial=message), chunk)
 
+    def _fit_one_message(self, work: pb.Work) -> bool:
+        """Whether the contributions are several, soon computed and so small that each is not worth a message."""
+        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S:
+            return False
+        if any(assignment.kind != pb.Assignment.GRADIENT for assignment in work.assignments):
+            return False
+        return self._replica.shares_memory or len(work.assignments) * self._replica.nbytes <= self._chunk_bytes
+
+    async def _push_together(self, stream: Stream, work: pb.Work) -> None:
+        pushes, vectors = [], []
+        for assignment in work.assignments:
+            push, place = await self._contribute(stream, assignment, work.version)
+            pushes.append(push)
+            if not push.shared:
+                # The next contribution is laid in the same place.
+                vectors.append(place.flat.copy())
+        pushes[-1].pull = True
+        payload = np.concatenate(vectors) if vectors else None
+        await stream.send(pb.WorkerMessage(pushes=pb.Pushes(pushes=pushes)), payload)
+
     async def _push_gradient(self, stream: Stream, assignment: pb.Assignment, version: int, pull: bool) -> None:
+        push, place = await self._contribute(stream, assignment, version)
+        if push.shared:
+            push.pull = pull
+            await stream.send(pb.WorkerMessage(push=push))
+            return
+        for start, chunk in self._chunks(place.flat):
+            push.offset = start
+            push.pull = pull and start + chunk.size == place.flat.size
+            await stream.send(pb.WorkerMessage(push=push), chunk)
+
+    async def _contribute(self, stream: Stream, assignment: pb.Assignment, version: int) -> tuple[pb.Push, Place]:
+        """Compute a contribution and lay it where it travels from; return its name and that place."""
         replica, outgoing = self._replica, self._outgoing
         if replica is None or outgoing is None:
             raise ProtocolError("the server assigned a gradient without parameters")
@@ -337,15 +373,9 @@ class Trainer:
             version=version,
             samples=gradient.samples,
             loss=gradient.loss,
+            shared=replica.shares_memory,
         )
-        if replica.shares_memory:
-            push.shared, push.pull = True, pull
-            await stream.send(pb.WorkerMessage(push=push))
-            return
-        for start, chunk in self._chunks(place.flat):
-            push.offset = start
-            push.pull = pull and start + chunk.size == place.flat.size
-            await stream.send(pb.WorkerMessage(push=push), chunk)
+        return push, place
 
     def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
         size = self._chunk_bytes // flat.itemsize

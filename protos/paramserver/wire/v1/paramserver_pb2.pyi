@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "payload")
+    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "pushes", "payload")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     SURVEY_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class WorkerMessage(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     join: Join
     pull: PullWork
@@ -29,8 +30,9 @@ class WorkerMessage(_message.Message):
     failure: Failure
     share: Share
     slot: Slot
+    pushes: Pushes
     payload: bytes
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
     __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "payload")
@@ -223,6 +225,12 @@ class Push(_message.Message):
     pull: bool
     shared: bool
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ...) -> None: ...
+
+class Pushes(_message.Message):
+    __slots__ = ("pushes",)
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
+    pushes: _containers.RepeatedCompositeFieldContainer[Push]
+    def __init__(self, pushes: _Optional[_Iterable[_Union[Push, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

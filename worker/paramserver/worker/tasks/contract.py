@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramserver.wire.errors import ParamserverError, TaskError, nearest
+from paramserver.wire.layout import is_finite
 from paramserver.worker.batches import Batch
 from paramserver.worker.tasks.scores import accuracy, regression
 
@@ -46,7 +47,7 @@ def initial_parameters(task: Task, rng: np.random.Generator, batch: Batch) -> Pa
             raise TaskError(f"init returned a tensor named {name!r}; a non-empty string is expected")
         if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "iuf":
             raise TaskError(f"init returned {_describe(value)} as {name!r}; an array of real numbers is expected")
-        if not _all_finite(value):
+        if not is_finite(np.asarray(value)):
             raise TaskError(f"init returned NaN or infinity in {name!r}")
     return {name: np.array(value, dtype=batch.y.dtype, order="C") for name, value in params.items()}
 
@@ -126,15 +127,9 @@ def _check_tensor(name: str, value: Any, param: NDArray[Any]) -> None:
     if value.dtype != param.dtype:
         why = " (numpy makes float64 of float32 with float64 or int64 arrays)" if value.dtype == np.float64 else ""
         raise TaskError(f"gradient {name!r} is {value.dtype}; the parameter is {param.dtype}{why}")
-    if not _all_finite(value):
+    if not is_finite(np.asarray(value)):
         wrong = np.asarray(value)[~np.isfinite(value)]
         raise TaskError(f"gradient {name!r} holds {wrong[0]}; {wrong.size} of {value.size} values are not finite")
-
-
-def _all_finite(value: Any) -> bool:
-    # The sum shows NaN and infinity without a temporary array; only if it overflows is a slow look needed.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.sum(value)) or np.isfinite(value).all())
 
 
 def _call(task: Task, method: str, *arguments: Any) -> Any:
