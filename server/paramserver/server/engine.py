@@ -182,7 +182,8 @@ class Engine:
             case ev.Tick():
                 self._tick(effects, now)
         if not self.ended:
-            self._leases.lease_out(effects, now)
+            if self._leases.unsettled or not isinstance(event, ev.Pushed | ev.Pulled | ev.Heard):
+                self._leases.lease_out(effects, now)
             self._answer(effects)
         return effects
 
@@ -280,8 +281,10 @@ class Engine:
         state = self.workers.get(worker)
         if state is not None:
             state.last_seen = now
-            # A worker that was silent and speaks again is as good as new; what it held was taken over.
-            state.alive = True
+            if not state.alive:
+                # A worker that was silent and speaks again is as good as new; what it held was taken over.
+                state.alive = True
+                self._leases.unsettled = True
 
     def _join(self, event: ev.Joined, now: float, effects: list[Effect]) -> None:
         if event.worker in self.workers:

@@ -72,6 +72,9 @@ class Leases:
         self.epoch = epoch
         self.shards = [ShardState() for _ in range(shards)]
         self.workers: dict[str, WorkerState] = {}
+        #: False only if every shard has a holder and nobody has two more than another: then pushes and pulls, which
+        #: change neither, need no look at the leases.
+        self.unsettled = True
 
     def lease_out(self, effects: list[Effect], now: float) -> None:
         """Give free shards to the workers with the fewest, then even out; a busy shard moves when it is pushed."""
@@ -86,6 +89,8 @@ class Leases:
             shard, taker = move
             self.revoke(shard, f"shard {shard} moves to worker {taker}, which has fewer", effects, now)
             self._lease(shard, taker, now)
+        loads = [len(w.shards) for w in self.workers.values() if w.usable]
+        self.unsettled = max(loads) - min(loads) >= 2 or any(shard.holder is None for shard in self.shards)
 
     def revoke(self, shard: int, reason: str, effects: list[Effect], now: float) -> None:
         """Take a shard back from its holder, if it has one."""
@@ -94,6 +99,7 @@ class Leases:
             self.workers[state.holder].shards.discard(shard)
             effects.append(ev.Revoke(state.holder, shard, state.epoch, reason))
         state.holder, state.busy, state.since = None, False, now
+        self.unsettled = True
 
     def _uneven(self) -> tuple[int, str] | None:
         """Find a shard between two steps whose holder has at least two more than another worker that may take it."""

@@ -180,7 +180,8 @@ class Run:
                     session.incoming = None
                     # The numbers that were checked: those of the first chunk.
                     contribution = _contribution(session.name, incoming.push)
-                    if self.engine.review(contribution) is None:
+                    # Between the chunks of several messages the lease may have ended.
+                    if push.offset == 0 or self.engine.review(contribution) is None:
                         self.store.incoming.hold(push.shard, incoming.chunks)
                     self.feed(ev.Pushed(contribution))
         # A worker that still answers the job before has yet to hear of this one, and will then pull again.
