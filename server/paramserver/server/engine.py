@@ -153,7 +153,6 @@ class Engine:
                 self._join(event, now, effects)
             case ev.Left(worker, reason):
                 self._drop(worker, reason, effects, now)
-                self._forget_pull(worker)
             case ev.Heard(worker):
                 self._seen(worker, now)
             case ev.Pulled(worker):
@@ -306,11 +305,6 @@ class Engine:
         for shard in sorted(state.shards):
             self._leases.revoke(shard, reason, effects, now)
 
-    def _forget_pull(self, worker: str) -> None:
-        """A silent worker that wakes up still waits for its answer; one that left or failed does not."""
-        if worker in self.workers:
-            self.workers[worker].parked = False
-
     def _pull(self, worker: str) -> None:
         state = self.workers.get(worker)
         if state is None:
@@ -460,7 +454,6 @@ class Engine:
             return
         state.failure = reason
         self._drop(worker, f"worker {worker} failed: {reason}", effects, now)
-        self._forget_pull(worker)
         state.alive = True
         if not any(w.usable for w in self.workers.values()):
             self._end("failed", f"worker {worker}: {reason}", effects, now)

@@ -52,7 +52,7 @@ class WorkerState:
     alive: bool = True
     #: Why it gets no more work for this job; empty if it does.
     failure: str = ""
-    #: Asked for work and was not answered yet.
+    #: Asked for work and was not answered yet; a silent worker that wakes up still waits for its answer.
     parked: bool = False
     #: Disjoint from the shards of every other worker.
     shards: set[int] = field(default_factory=set)
