@@ -181,6 +181,18 @@ def test_with_local_steps_a_contribution_may_see_every_row_as_often() -> None:
     assert refusals(cluster.feed(ev.Pushed(cluster.contribution("b", samples=3 * ROWS + 1)))) == [Code.INVALID]
 
 
+def test_a_silent_worker_that_speaks_again_gets_a_shard_with_the_next_push() -> None:
+    cluster = training("a", "b")
+    cluster.now = START + 5
+    cluster.finish("b")
+    cluster.now = START + LEASE_S
+    cluster.feed(ev.Tick())
+    assert cluster.engine.workers["a"].shards == set()
+    cluster.feed(ev.Heard("a"))
+    cluster.finish("b")
+    assert len(cluster.engine.workers["a"].shards) == 1
+
+
 def test_a_silent_worker_loses_its_leases_at_the_deadline_and_not_before() -> None:
     cluster = training("a", "b")
     old = cluster.contribution("a")
