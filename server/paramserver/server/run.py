@@ -383,7 +383,7 @@ class Run:
 def _pass_over(session: Session) -> None:
     """Let the rest of a push that has begun come in without taking it."""
     if session.incoming is not None:
-        session.incoming, session.discarding = None, session.incoming.name
+        session.discarding, session.incoming = session.incoming.name, None
 
 
 def _contribution(worker: str, push: pb.Push) -> ev.Contribution:
