@@ -228,7 +228,8 @@ class StopSection(Section):
 class ServerSection(Section):
     """How the server holds the job."""
 
-    partitions: Literal[1] = 1
+    #: Servers that share θ, each holding a range of it.
+    partitions: int = Field(default=1, ge=1, le=1024)
     #: snapshot: θ and all that belongs to it outlive the server, if it was given a state directory.
     durability: Literal["none", "snapshot"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
@@ -267,6 +268,22 @@ class Job(Section):
                 f"train.byzantine = {train.byzantine} needs {2 * train.byzantine + 3} contributions in a round"
                 f" for {train.aggregate!r}, found {found}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Self:
+        if self.server.partitions == 1:
+            return self
+        for key, value, alone in (
+            ("optimizer.name", self.optimizer.name, self.optimizer.name in ("lars", "lamb")),
+            ("train.aggregate", self.train.aggregate, self.train.aggregate in ("krum", "multi_krum")),
+            ("train.clip_contribution", self.train.clip_contribution, self.train.clip_contribution > 0),
+        ):
+            if alone:
+                raise ValueError(
+                    f"{key} = {value!r} needs the whole of θ or of a gradient on one server, found"
+                    f" server.partitions = {self.server.partitions}; allowed is 1"
+                )
         return self
 
     @classmethod

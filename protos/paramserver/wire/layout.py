@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ MAX_TENSORS = 65_536
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**40
+
+#: Elements of a tensor, counted from its first, between two places where it may be cut: a block of the norms.
+GRID = 65_536
 
 
 class Tensor(NamedTuple):
@@ -74,6 +78,9 @@ class Layout:
             raise TensorError("the parameters have no elements")
         #: Elements of the flat vector.
         self.size = offset
+        #: The layout that this is a part of, and where in it this part begins; a layout is its own only part.
+        self.whole = self
+        self.start = 0
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], dtype: str) -> Layout:
@@ -92,6 +99,40 @@ class Layout:
     def views(self, flat: Array) -> dict[str, Array]:
         """Return the tensors as views of a flat vector of `size` elements."""
         return {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in self.tensors}
+
+    def cut(self, parts: int) -> list[Layout]:
+        """Return consecutive layouts of about one size that make up this one; a tensor that is cut is flat in each.
+
+        Where they are cut depends on nothing but shapes and `parts`. It is on the grid of `GRID` elements within every
+        tensor, so that sums over its blocks can be had part by part; parameters too few for that are cut anywhere.
+
+        Raises:
+            TensorError: if there are fewer elements than parts.
+        """
+        if parts == 1:
+            return [self]
+        if self.size < parts:
+            raise TensorError(f"{self.size} parameters cannot be cut into {parts} parts")
+        ideal = [self.size * part // parts for part in range(1, parts)]
+        cuts = [0, *(self._on_grid(place) for place in ideal), self.size]
+        if any(stop <= start for start, stop in itertools.pairwise(cuts)):
+            cuts = [0, *ideal, self.size]
+        return [self._part(start, stop) for start, stop in itertools.pairwise(cuts)]
+
+    def _on_grid(self, place: int) -> int:
+        """Return the place nearest to this one where a cut may be."""
+        tensor = next(t for t in self.tensors if t.offset + t.size > place)
+        return min(tensor.offset + (place - tensor.offset + GRID // 2) // GRID * GRID, tensor.offset + tensor.size)
+
+    def _part(self, start: int, stop: int) -> Layout:
+        shapes = []
+        for tensor in self.tensors:
+            first, end = max(start, tensor.offset), min(stop, tensor.offset + tensor.size)
+            if first < end:
+                shapes.append((tensor.name, tensor.shape if end - first == tensor.size else (end - first,)))
+        part = Layout(shapes, self.dtype)
+        part.whole, part.start = self, start
+        return part
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and (self.dtype, self.tensors) == (other.dtype, other.tensors)

@@ -55,30 +55,36 @@ class ServerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned")
+    __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "partition", "partitions")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     worker: str
     host: str
     pid: int
     accepts: _containers.RepeatedScalarFieldContainer[int]
     pinned: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ...) -> None: ...
+    partition: int
+    partitions: int
+    def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "chunk_bytes", "probe")
+    __slots__ = ("protocol", "chunk_bytes", "probe", "cluster")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     chunk_bytes: int
     probe: SharedMemory
-    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., probe: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+    cluster: bytes
+    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., probe: _Optional[_Union[SharedMemory, _Mapping]] = ..., cluster: _Optional[bytes] = ...) -> None: ...
 
 class SharedMemory(_message.Message):
     __slots__ = ("pid", "descriptor")
@@ -141,10 +147,14 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PullWork(_message.Message):
-    __slots__ = ("held",)
+    __slots__ = ("held", "version", "shards")
     HELD_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
     held: int
-    def __init__(self, held: _Optional[int] = ...) -> None: ...
+    version: int
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, held: _Optional[int] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Work(_message.Message):
     __slots__ = ("version", "offset", "last", "assignments")
@@ -305,7 +315,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments", "durability")
+    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments", "durability", "partitions")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +350,7 @@ class StatusReply(_message.Message):
     CENSUS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     state: str
@@ -360,7 +371,28 @@ class StatusReply(_message.Message):
     census: Census
     moments: bytes
     durability: str
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ..., durability: _Optional[str] = ...) -> None: ...
+    partitions: _containers.RepeatedCompositeFieldContainer[PartitionStatus]
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ..., durability: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionStatus, _Mapping]]] = ...) -> None: ...
+
+class PartitionStatus(_message.Message):
+    __slots__ = ("partition", "address", "state", "version", "start", "elements", "bytes_received", "bytes_sent")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    partition: int
+    address: str
+    state: str
+    version: int
+    start: int
+    elements: int
+    bytes_received: int
+    bytes_sent: int
+    def __init__(self, partition: _Optional[int] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[int] = ..., elements: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("name", "host", "pid", "shards", "silent_s", "pushes", "rejected", "lag", "state")
@@ -503,3 +535,215 @@ class SnapshotReply(_message.Message):
     theta_sha256: str
     file: str
     def __init__(self, version: _Optional[int] = ..., theta_sha256: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
+
+class Order(_message.Message):
+    __slots__ = ("lead", "begin", "prepare", "apply", "restage", "save", "capture", "over", "sum_up")
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
+    APPLY_FIELD_NUMBER: _ClassVar[int]
+    RESTAGE_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    SUM_UP_FIELD_NUMBER: _ClassVar[int]
+    lead: Lead
+    begin: Begin
+    prepare: Prepare
+    apply: Apply
+    restage: Restage
+    save: Save
+    capture: Capture
+    over: Over
+    sum_up: SumUp
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums")
+    FOLLOWING_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_FIELD_NUMBER: _ClassVar[int]
+    INITIALISED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    BAD_FIELD_NUMBER: _ClassVar[int]
+    SAVED_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    following: Following
+    begun: Begun
+    prepared: Prepared
+    initialised: Initialised
+    held: Held
+    bad: Bad
+    saved: Saved
+    beat: Beat
+    sums: Sums
+    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ...) -> None: ...
+
+class Lead(_message.Message):
+    __slots__ = ("protocol", "partition", "partitions", "cluster")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    partition: int
+    partitions: int
+    cluster: bytes
+    def __init__(self, protocol: _Optional[int] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ..., cluster: _Optional[bytes] = ...) -> None: ...
+
+class Following(_message.Message):
+    __slots__ = ("job_id", "job_json", "versions")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    job_json: str
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Begin(_message.Message):
+    __slots__ = ("job_id", "job_json", "version")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    job_json: str
+    version: int
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Begun(_message.Message):
+    __slots__ = ("error",)
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    def __init__(self, error: _Optional[str] = ...) -> None: ...
+
+class Prepare(_message.Message):
+    __slots__ = ("total_steps",)
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    total_steps: int
+    def __init__(self, total_steps: _Optional[int] = ...) -> None: ...
+
+class Prepared(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Initialised(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("shard", "epoch", "step", "version")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    step: int
+    version: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Bad(_message.Message):
+    __slots__ = ("worker", "shard", "step", "reason")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    shard: int
+    step: int
+    reason: str
+    def __init__(self, worker: _Optional[str] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Apply(_message.Message):
+    __slots__ = ("version", "step", "contributions", "norm")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    step: int
+    contributions: _containers.RepeatedCompositeFieldContainer[Counted]
+    norm: float
+    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Counted, _Mapping]]] = ..., norm: _Optional[float] = ...) -> None: ...
+
+class SumUp(_message.Message):
+    __slots__ = ("apply",)
+    APPLY_FIELD_NUMBER: _ClassVar[int]
+    apply: Apply
+    def __init__(self, apply: _Optional[_Union[Apply, _Mapping]] = ...) -> None: ...
+
+class Sums(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: bytes
+    def __init__(self, values: _Optional[bytes] = ...) -> None: ...
+
+class Counted(_message.Message):
+    __slots__ = ("shard", "epoch", "step", "version", "samples")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    step: int
+    version: int
+    samples: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class Restage(_message.Message):
+    __slots__ = ("train_json",)
+    TRAIN_JSON_FIELD_NUMBER: _ClassVar[int]
+    train_json: str
+    def __init__(self, train_json: _Optional[str] = ...) -> None: ...
+
+class Save(_message.Message):
+    __slots__ = ("common",)
+    COMMON_FIELD_NUMBER: _ClassVar[int]
+    common: int
+    def __init__(self, common: _Optional[int] = ...) -> None: ...
+
+class Saved(_message.Message):
+    __slots__ = ("version", "error")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    error: str
+    def __init__(self, version: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Capture(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class Over(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Beat(_message.Message):
+    __slots__ = ("version", "bytes_received", "bytes_sent")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    bytes_received: int
+    bytes_sent: int
+    def __init__(self, version: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+
+class ReadRequest(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class ReadReply(_message.Message):
+    __slots__ = ("payload",)
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    def __init__(self, payload: _Optional[bytes] = ...) -> None: ...

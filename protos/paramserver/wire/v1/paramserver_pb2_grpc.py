@@ -444,3 +444,125 @@ class Control(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class PartitionStub(object):
+    """For the coordinator of several servers that hold parts of θ: the others carry out what it decides.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Follow = channel.stream_stream(
+                '/paramserver.wire.v1.Partition/Follow',
+                request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.Order.SerializeToString,
+                response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.Report.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_stream(
+                '/paramserver.wire.v1.Partition/Read',
+                request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ReadRequest.SerializeToString,
+                response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ReadReply.FromString,
+                _registered_method=True)
+
+
+class PartitionServicer(object):
+    """For the coordinator of several servers that hold parts of θ: the others carry out what it decides.
+    """
+
+    def Follow(self, request_iterator, context):
+        """Opened by the coordinator with Lead. Orders are carried out one after another, in the order in which they come; when
+        the stream ends, the partition ends its workers' streams and waits for the next coordinator.
+        FAILED_PRECONDITION: this is not the partition that it is taken for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """Streams the parameters as they were at a Capture, once. NOT_FOUND: there is no such capture (any more).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PartitionServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Follow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.Order.FromString,
+                    response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.Report.SerializeToString,
+            ),
+            'Read': grpc.unary_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ReadRequest.FromString,
+                    response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ReadReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'paramserver.wire.v1.Partition', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('paramserver.wire.v1.Partition', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Partition(object):
+    """For the coordinator of several servers that hold parts of θ: the others carry out what it decides.
+    """
+
+    @staticmethod
+    def Follow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/paramserver.wire.v1.Partition/Follow',
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.Order.SerializeToString,
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.Report.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/paramserver.wire.v1.Partition/Read',
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ReadRequest.SerializeToString,
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ReadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
