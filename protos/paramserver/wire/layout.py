@@ -81,6 +81,8 @@ class Layout:
         #: The layout that this is a part of, and where in it this part begins; a layout is its own only part.
         self.whole = self
         self.start = 0
+        #: False for the parts of a whole that was too small to be cut on the grid.
+        self.is_on_grid = True
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], dtype: str) -> Layout:
@@ -115,9 +117,13 @@ class Layout:
             raise TensorError(f"{self.size} parameters cannot be cut into {parts} parts")
         ideal = [self.size * part // parts for part in range(1, parts)]
         cuts = [0, *(self._on_grid(place) for place in ideal), self.size]
-        if any(stop <= start for start, stop in itertools.pairwise(cuts)):
+        is_on_grid = all(start < stop for start, stop in itertools.pairwise(cuts))
+        if not is_on_grid:
             cuts = [0, *ideal, self.size]
-        return [self._part(start, stop) for start, stop in itertools.pairwise(cuts)]
+        parts_made = [self._part(start, stop) for start, stop in itertools.pairwise(cuts)]
+        for part in parts_made:
+            part.is_on_grid = is_on_grid
+        return parts_made
 
     def _on_grid(self, place: int) -> int:
         """Return the place nearest to this one where a cut may be."""

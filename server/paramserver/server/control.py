@@ -11,7 +11,6 @@ import grpc
 
 from paramserver.server.shell import Shell
 from paramserver.server.status import describe
-from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import NotReady, ParamserverError, RequestError, status_code
 from paramserver.wire.job import Job
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -74,25 +73,28 @@ class ControlService(rpc.ControlServicer):
             reason = "no job was submitted" if run is None else "the parameters are not initialised yet"
             await context.abort(status_code(NotReady()), reason)
             return
-        store = run.store
-        # θ moves on while its chunks travel, so they are cut from a copy.
-        theta, version = store.theta.tobytes(), store.version
-        layout = pb.Layout(tensors=store.layout.to_proto())
-        for start in range(0, len(theta), CHUNK_BYTES):
-            yield pb.PullReply(
-                job_id=run.job_id,
-                layout=layout if start == 0 else None,
-                dtype=run.job.train.dtype,
-                version=version,
-                offset=start // store.layout.dtype.itemsize,
-                payload=theta[start : start + CHUNK_BYTES],
-            )
+        layout = run.store.layout.whole
+        start = 0
+        try:
+            version, pieces = await run.capture()
+            async for piece in pieces:
+                yield pb.PullReply(
+                    job_id=run.job_id,
+                    layout=pb.Layout(tensors=layout.to_proto()) if start == 0 else None,
+                    dtype=run.job.train.dtype,
+                    version=version,
+                    offset=start // layout.dtype.itemsize,
+                    payload=bytes(piece),
+                )
+                start += len(piece)
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyReply:
         """Change the policy of the running job."""
         changes = {field.name: value for field, value in request.ListFields()}
         try:
-            run = self._shell.set_policy(changes)
+            run = await self._shell.set_policy(changes)
             # Whoever got an answer may rely on it, also after a restart.
             await self._shell.settled()
         except ParamserverError as error:
@@ -103,7 +105,7 @@ class ControlService(rpc.ControlServicer):
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopReply:
         """End the running job."""
         try:
-            return pb.StopReply(version=self._shell.stop(request.reason))
+            return pb.StopReply(version=await self._shell.stop(request.reason))
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
             raise

@@ -182,6 +182,8 @@ class Engine:
                 self._change_policy(train, effects)
             case ev.StopAsked(reason):
                 self._end("stopped", reason, effects, now)
+            case ev.Lost(reason):
+                self._end("failed", reason, effects, now)
             case ev.Tick():
                 self._tick(effects, now)
         if not self.ended:

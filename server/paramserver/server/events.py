@@ -138,6 +138,26 @@ class StopAsked(NamedTuple):
     reason: str
 
 
+class Lost(NamedTuple):
+    """What cannot be computed again is gone, with another partition."""
+
+    reason: str
+
+
+class Fetched(NamedTuple):
+    """To a partition that is led: a worker waits for θ of `version`, to compute these shards with it."""
+
+    worker: str
+    version: int
+    shards: tuple[int, ...]
+
+
+class Ordered(NamedTuple):
+    """To a partition that is led: the coordinator wants this done when its turn has come."""
+
+    order: Apply | SumUp | Restage | End | Save | Capture
+
+
 class Tick(NamedTuple):
     """Time has passed."""
 
@@ -155,6 +175,9 @@ Event = (
     | Measured
     | PolicyChanged
     | StopAsked
+    | Lost
+    | Fetched
+    | Ordered
     | Tick
 )
 
@@ -175,6 +198,39 @@ class Apply(NamedTuple):
     version: int
     step: int
     contributions: tuple[Contribution, ...]
+    #: Of the whole gradient, where this process cannot know it: θ is cut over several servers.
+    norm: float | None = None
+
+
+class SumUp(NamedTuple):
+    """On a partition that is led: report what the gradient's norm is made of; the same as `Apply` comes next."""
+
+    apply: Apply
+
+
+class Report(NamedTuple):
+    """On a partition that is led: tell the coordinator that this is in, or with None that the first θ is."""
+
+    contribution: Contribution | None
+
+
+class Supply(NamedTuple):
+    """On a partition that is led: send θ as it is now to the worker, which computes these shards with it."""
+
+    worker: str
+    shards: tuple[int, ...]
+
+
+class Save(NamedTuple):
+    """On a partition that is led: write a snapshot, and keep that of version `common` beside it."""
+
+    common: int | None
+
+
+class Capture(NamedTuple):
+    """On a partition that is led: copy θ for a reader who knows the number."""
+
+    number: int
 
 
 class Grant(NamedTuple):
@@ -231,4 +287,19 @@ class End(NamedTuple):
     reason: str
 
 
-Effect = Keep | Apply | Grant | Refuse | Revoke | Progress | Restage | CombineSurveys | End
+Effect = (
+    Keep
+    | Apply
+    | Grant
+    | Refuse
+    | Revoke
+    | Progress
+    | Restage
+    | CombineSurveys
+    | End
+    | SumUp
+    | Report
+    | Supply
+    | Save
+    | Capture
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
 from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
-from paramserver.server.store import Store
+from paramserver.server.store import CHUNK_BYTES, Store
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
@@ -51,7 +51,7 @@ class Run:
         #: As it was submitted; `job` has the policy of the moment.
         self.submitted = job
         self.job = job
-        self.engine = Engine(job, epoch)
+        self.engine = self._new_engine(job, epoch)
         #: Leases up to this epoch were of earlier jobs.
         self._epoch_before = epoch
         self.store: Store | None = None
@@ -64,6 +64,11 @@ class Run:
         self._arrived: dict[tuple[int, int], list[Array]] = {}
         self._sessions = sessions
         self._clock = clock
+        #: Which part of θ is here, if it is cut.
+        self.partition = 0
+
+    def _new_engine(self, job: Job, epoch: int) -> Engine:
+        return Engine(job, epoch)
 
     def snapshot(self) -> Snapshot:
         """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
@@ -83,16 +88,25 @@ class Run:
         """Go on from a snapshot of this job, before the first worker joins; its arrays now belong to the run."""
         if snapshot.train is not None:
             self.job = self.submitted.model_copy(update={"train": snapshot.train})
-            self.engine = Engine(self.job, self.engine.epoch)
+            self.engine = self._new_engine(self.job, self.engine.epoch)
         if snapshot.engine is None:
             return
-        self.engine = Engine.restored(self.job, snapshot.engine, self.engine.epoch, self._clock())
+        self.engine = type(self.engine).restored(self.job, snapshot.engine, self.engine.epoch, self._clock())
         self.census, self.moments = snapshot.census, snapshot.moments
         p = snapshot.parameters
         if p is not None:
             self.store = Store(self.job, p.layout, [p.theta], self.engine.total_steps)
             self.store.restore(self.engine.version, p.optimizer_state)
             self.history = History.of(snapshot.history or {})
+
+    async def quiet(self) -> None:
+        """Return when every event that was fed is handled."""
+
+    async def capture(self) -> tuple[int, AsyncIterator[memoryview]]:
+        """Return the version of θ as it is now, and its bytes piece by piece, whatever happens to it meanwhile."""
+        assert self.store is not None
+        # θ moves on while its pieces travel, so they are cut from a copy.
+        return self.store.version, in_chunks(self.store.theta.tobytes())
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for."""
@@ -164,10 +178,14 @@ class Run:
         if pull:
             session.held = push.version
         if whole:
-            self.feed(ev.Pushed(tuple(whole), pull))
-            self._arrived.clear()
+            self._count(tuple(whole), pull)
         elif pull:
             self.feed(ev.Pulled(session.name))
+
+    def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
+        """Let the engine decide on contributions that are whole, their values being in `_arrived`."""
+        self.feed(ev.Pushed(contributions, pull))
+        self._arrived.clear()
 
     def _take_push(self, session: Session, push: pb.Push, payload: memoryview) -> ev.Contribution | None:
         """Take a contribution or a chunk of it; return it once it is whole, its values being in `_arrived` then."""
@@ -225,7 +243,9 @@ class Run:
         if not session.shares_memory or self.store is None:
             raise ProtocolError(f"worker {session.name} offers a slot without sharing memory with this server")
         layout, memory = self.store.layout, slot.memory
-        session.slots[slot.shard] = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
+        segment = Segment.open(memory.pid, memory.descriptor, layout.whole.size, layout.dtype)
+        segment.values = segment.values[layout.start : layout.start + layout.size]
+        session.slots[slot.shard] = segment
 
     def _take_shared(self, store: Store, session: Session, incoming: Incoming) -> None:
         shard = incoming.contribution.shard
@@ -265,7 +285,8 @@ class Run:
         if refusal is not None or self.engine.phase != "initialise":
             return
         try:
-            layout = Layout.from_proto(session.initial_layout, self.job.train.dtype)
+            whole = Layout.from_proto(session.initial_layout, self.job.train.dtype)
+            layout = whole.cut(self.job.server.partitions)[self.partition]
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
             if initial.offset != held:
@@ -288,9 +309,9 @@ class Run:
             case ev.Keep(shard, step):
                 assert self.store is not None
                 self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
-            case ev.Apply(version, step, contributions):
+            case ev.Apply(version, step, contributions, whole_norm):
                 assert self.store is not None
-                norm = self.store.apply(version, step, contributions)
+                norm = self.store.apply(version, step, contributions, whole_norm)
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():
                 self._grant(effect)
@@ -378,6 +399,13 @@ class Run:
             classes=max(s.classes for s, _ in surveys) if all(s.classes for s, _ in surveys) else 0,
         )
         self._surveys.clear()
+
+
+async def in_chunks(data: bytes) -> AsyncIterator[memoryview]:
+    """Yield the bytes in pieces that fit a message."""
+    view = memoryview(data)
+    for start in range(0, len(view), CHUNK_BYTES):
+        yield view[start : start + CHUNK_BYTES]
 
 
 def _pass_over(session: Session) -> None:

@@ -82,7 +82,7 @@ class Shell:
         self.arm()
         self._announce()
 
-    def set_policy(self, changes: Mapping[str, str | int]) -> Run:
+    async def set_policy(self, changes: Mapping[str, str | int]) -> Run:
         """Have the running job go on under another policy; returns it.
 
         Raises:
@@ -91,9 +91,11 @@ class Shell:
         """
         if self.run is None or self.run.engine.ended:
             raise NotReady("no job is running")
-        self.run.set_policy(changes)
+        run = self.run
+        run.set_policy(changes)
+        await run.quiet()
         self._announce()
-        return self.run
+        return run
 
     @property
     def durability(self) -> str:
@@ -148,7 +150,7 @@ class Shell:
         self.arm()
         log.info("job %s is in its %s phase at version %d", run.job_id, run.engine.phase, run.engine.version)
 
-    def stop(self, reason: str) -> int:
+    async def stop(self, reason: str) -> int:
         """End the running job and return the version of its parameters.
 
         Raises:
@@ -156,9 +158,11 @@ class Shell:
         """
         if self.run is None or self.run.engine.ended:
             raise NotReady("no job is running")
-        self.run.feed(ev.StopAsked(reason or "a client asked for it"))
+        run = self.run
+        run.feed(ev.StopAsked(reason or "a client asked for it"))
+        await run.quiet()
         self._announce()
-        return self.run.engine.version
+        return run.engine.version
 
     def join(self, session: Session) -> None:
         """Take in a worker; an older stream under its name ends."""

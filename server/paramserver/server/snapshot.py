@@ -106,7 +106,8 @@ class Snapshot:
             "train": None if self.train is None else self.train.model_dump(mode="json"),
             "engine": None if self.engine is None else self.engine.model_dump(mode="json"),
             "version": self.version,
-            "layout": None if p is None else [[t.name, t.shape] for t in p.layout.tensors],
+            "layout": None if p is None else [[t.name, t.shape] for t in p.layout.whole.tensors],
+            "start": 0 if p is None else p.layout.start,
             "census": None if census is None else [census.rows, census.features, census.classes],
         }
 
@@ -147,7 +148,10 @@ def _from_record(record: dict[str, Any], header: dict[str, Any], data: memoryvie
         moments = Moments(census.rows, arrays["moments/mean"], arrays["moments/m2"])
     parameters = None
     if record["layout"] is not None:
-        layout = Layout(record["layout"], job.train.dtype)
+        whole = Layout(record["layout"], job.train.dtype)
+        # Snapshots of before θ could be cut have no start.
+        start = record.get("start", 0)
+        (layout,) = (part for part in whole.cut(job.server.partitions) if part.start == start)
         # The tensors lie back to back in the order of the layout, so that together they are the flat vector.
         offsets = [header[f"theta/{tensor.name}"]["data_offsets"] for tensor in layout.tensors]
         theta = np.frombuffer(data[offsets[0][0] : offsets[-1][1]], layout.dtype)

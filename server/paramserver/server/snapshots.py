@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +70,8 @@ class StateDirectory:
         self._writing = threading.Lock()
         #: Files known to be good, oldest first.
         self._good: list[Path] = []
+        #: Of θ in the files that were written or read by `whole`.
+        self._versions: dict[Path, int] = {}
         self._serial = 0
         self._newest: Snapshot | None = None
         try:
@@ -90,10 +92,11 @@ class StateDirectory:
         """Let another server have the directory."""
         os.close(self._lock)
 
-    def save(self, snapshot: Snapshot) -> Saved:
+    def save(self, snapshot: Snapshot, common: int | None = None) -> Saved:
         """Write a snapshot; once this returns, it outlives the process and the machine's power.
 
-        Older ones of the job are removed but for the newest, and all those of other jobs.
+        Older ones of the job are removed but for the newest, or that of version `common`, to which all partitions can go
+        back; and so are all those of other jobs.
 
         Raises:
             StateError: if it cannot be written; those written before are still there.
@@ -111,7 +114,11 @@ class StateDirectory:
                     partial.unlink()
                 raise StateError(f"snapshot in {self.path}: {error.strerror}") from None
             self._serial += 1
-            self._good = [*(f for f in self._good if _tag_of(f) == _tag(snapshot)), file][-KEPT:]
+            older = [f for f in self._good if _tag_of(f) == _tag(snapshot)]
+            if common is not None:
+                older = [f for f in older if self._versions.get(f) == common]
+            self._good = [*older, file][-KEPT:]
+            self._versions[file] = snapshot.version
             self._remove_others()
         return Saved(file, snapshot.version, theta)
 
@@ -125,6 +132,17 @@ class StateDirectory:
         """Hand out, once, the newest whole snapshot that was found on opening; None if there is none."""
         newest, self._newest = self._newest, None
         return newest
+
+    def whole(self) -> Iterator[Snapshot]:
+        """Yield the snapshots of the last job that are whole and hold parameters, the newest first."""
+        with self._writing:
+            for file in reversed(self._good):
+                snapshot, fault = _read(file)
+                if snapshot is None:
+                    log.error("%s", fault)
+                elif snapshot.engine is not None:
+                    self._versions[file] = snapshot.version
+                    yield snapshot
 
     def _load(self) -> Snapshot | None:
         """Read the newest snapshot that is whole; name broken ones in the log."""

@@ -71,7 +71,8 @@ class Store:
         in_rounds = train.mode == "sync"
         #: False if whoever reads θ in shared memory may take its time, see above.
         self.moves = not in_rounds or train.quorum > 0
-        apart = self.moves or train.is_robust
+        # With several servers, it is only known which contributions count when the others have them too.
+        apart = self.moves or train.is_robust or job.server.partitions > 1
         self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
@@ -81,14 +82,23 @@ class Store:
         if self._compensation is not None:
             self._compensation.remember(shard, self.version, self.theta)
 
-    def apply(self, version: int, step: int, contributions: Sequence[Contribution]) -> float | None:
-        """Update θ with the contributions, see `Update.apply`."""
+    def sum_up(self, contributions: Sequence[Contribution]) -> Array:
+        """Add up the contributions of the next update, and return what the norm of the gradient is made of.
+
+        These are the sums of squares of its blocks, float64; or where θ is cut within a block, the gradient itself.
+        """
+        return self.update.sum_up(self.incoming.take([c.shard for c in contributions]), contributions)
+
+    def apply(
+        self, version: int, step: int, contributions: Sequence[Contribution], whole_norm: float | None = None
+    ) -> float | None:
+        """Update θ with the contributions, see `Update.apply`; with the norm given, those of `sum_up` before."""
         shards = [c.shard for c in contributions]
-        chunks = self.incoming.take(shards)
+        chunks = self.incoming.take(shards) if whole_norm is None else []
         correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
         if self._segment is not None:
             self._segment.sequence[0] += 1
-        norm = self.update.apply(self.theta, chunks, version, step, contributions, correct)
+        norm = self.update.apply(self.theta, chunks, version, step, contributions, correct, whole_norm)
         if self._segment is not None:
             self._segment.sequence[0] += 1
         self.version = version
@@ -97,7 +107,7 @@ class Store:
 
     def describe(self, shared: bool) -> pb.Layout:
         """Return the layout for a worker that does or does not share memory with this process."""
-        layout = pb.Layout(tensors=self.layout.to_proto())
+        layout = pb.Layout(tensors=self.layout.whole.to_proto())
         if shared and self._segment is not None:
             layout.theta.pid, layout.theta.descriptor = os.getpid(), self._segment.descriptor
             layout.moves = self.moves

@@ -32,6 +32,19 @@ CHUNKS_PER_THREAD = 2
 MAX_THREADS = min(4, os.cpu_count() or 1)
 
 
+_NOTHING: Array = np.empty(0)
+
+
+def measures(job: Job) -> bool:
+    """Say whether a job needs the norm of every gradient."""
+    return job.optimizer.clip_norm > 0 or job.stop.tolerance > 0
+
+
+def squares_of(layout: Layout, gradient: Array) -> Array:
+    """Return the sums of squares of the blocks of a gradient, tensor by tensor."""
+    return np.concatenate([block_squares(tensor.ravel()) for tensor in layout.views(gradient).values()])
+
+
 class Update:
     """Applies a job's optimizer to a flat θ in chunks of `chunk` elements; owns the optimizer's state."""
 
@@ -45,7 +58,9 @@ class Update:
         starts = range(0, layout.size, chunk)
         #: Where each chunk lies in the flat vector.
         self._places = [slice(start, min(start + chunk, layout.size)) for start in starts]
-        self._measures = job.optimizer.clip_norm > 0 or job.stop.tolerance > 0
+        self._measures = measures(job)
+        #: The gradient of the last `sum_up`, until it is applied.
+        self._summed: Array = _NOTHING
         threads = max(1, min(MAX_THREADS, len(self._places) // CHUNKS_PER_THREAD))
         self._pool = ThreadPoolExecutor(threads, "update") if threads > 1 else None
         share = -(-len(self._places) // threads)
@@ -63,11 +78,13 @@ class Update:
         step: int,
         contributions: Sequence[Contribution],
         correct: Correct | None = None,
+        whole_norm: float | None = None,
     ) -> float | None:
         """Update `theta` in place with the summed chunks; return the gradient's norm if the job needs it.
 
         `step` numbers the update for schedules. The gradient is the sum divided by the samples of the contributions
-        for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it.
+        for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it. With `whole_norm`,
+        that of the gradient of which this is a part, it is the gradient of the last `sum_up` and `chunks` is empty.
         """
         rate = learning_rate(self._job.optimizer, step, self._total_steps)
         scale = 1.0 / sum(c.samples for c in contributions) if self._job.train.reduce == "mean" else 1.0
@@ -77,19 +94,19 @@ class Update:
         # The state of ftrl holds terms of all steps at one learning rate, so there the gradient is scaled.
         scales_gradient = self._job.optimizer.name == "ftrl"
         info = StepInfo(version, rate if scales_gradient else rate * freshness)
-        if self._job.train.is_robust:
+        if self._job.train.is_robust and whole_norm is None:
             whole = aggregate(self._job.train, chunks, [c.samples for c in contributions])
             chunks, scale = [[whole[place]] for place in self._places], 1.0
         layerwise = self._optimizer.layerwise
         norm = None
         if self._measures or layerwise is not None:
             # Norms see the whole gradient before the first block is applied.
-            whole = np.empty(self._layout.size, self._layout.dtype)
-            for place, terms in zip(self._places, chunks, strict=True):
-                _add_up(terms, scale, whole[place])
+            if whole_norm is None:
+                whole = self._whole(chunks, scale)
+            else:
+                whole, self._summed = self._summed, _NOTHING
             if self._measures:
-                tensors = self._layout.views(whole).values()
-                norm = norm_of(np.concatenate([block_squares(tensor.ravel()) for tensor in tensors]))
+                norm = norm_of(squares_of(self._layout, whole)) if whole_norm is None else whole_norm
                 factor = clip_factor(norm, self._job.optimizer.clip_norm)
                 if factor != 1.0:
                     np.multiply(whole, factor, out=whole)
@@ -115,6 +132,22 @@ class Update:
 
         self._spread(update_share)
         return norm
+
+    def sum_up(self, chunks: list[Terms], contributions: Sequence[Contribution]) -> Array:
+        """Keep the gradient for the `apply` that follows, and return what its norm is made of, see `Store.sum_up`."""
+        samples = [c.samples for c in contributions]
+        if self._job.train.is_robust:
+            self._summed = aggregate(self._job.train, chunks, samples)
+        else:
+            self._summed = self._whole(chunks, 1.0 / sum(samples) if self._job.train.reduce == "mean" else 1.0)
+        return squares_of(self._layout, self._summed) if self._layout.is_on_grid else self._summed
+
+    def _whole(self, chunks: list[Terms], scale: float) -> Array:
+        """Return the gradient that these chunks add up to, as one vector."""
+        whole = np.empty(self._layout.size, self._layout.dtype)
+        for place, terms in zip(self._places, chunks, strict=True):
+            _add_up(terms, scale, whole[place])
+        return whole
 
     def first_not_finite(self, vector: Array) -> int | None:
         """Return the offset of the first chunk of a whole vector that holds NaN or infinity, or None."""

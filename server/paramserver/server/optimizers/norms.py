@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from paramserver.server.optimizers.optimizer import Array
+from paramserver.wire.layout import GRID
 
 #: Elements in a block; a cut inside a tensor must be at a multiple of this from the tensor's start.
-NORM_BLOCK = 65536
+NORM_BLOCK = GRID
 
 Squares = npt.NDArray[np.float64]
 

@@ -1,0 +1,328 @@
+"""A partition that is led by a coordinator: takes contributions in, and carries out the coordinator's orders."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from paramserver.server import events as ev
+from paramserver.server.followingengine import FollowingEngine
+from paramserver.server.run import Run
+from paramserver.server.session import Session
+from paramserver.server.snapshot import Snapshot
+from paramserver.server.snapshots import StateDirectory
+from paramserver.wire import sharing
+from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError, Unreachable
+from paramserver.wire.framing import encode
+from paramserver.wire.job import Job, TrainSection
+from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+#: Tells the coordinator something; never waits.
+Tell = Callable[[pb.Report], None]
+
+
+class FollowingRun(Run):
+    """A job on a partition that is led; `save` writes a snapshot of it in the background."""
+
+    engine: FollowingEngine
+
+    def __init__(
+        self,
+        job_id: str,
+        job: Job,
+        sessions: Mapping[str, Session],
+        partition: int,
+        tell: Tell,
+        save: Callable[[Snapshot, int | None], None],
+    ) -> None:
+        super().__init__(job_id, job, sessions, time.monotonic, epoch=0)
+        self.partition = partition
+        self._tell = tell
+        self._save = save
+        #: θ as it was, by the number of the order to copy it.
+        self.captures: dict[int, bytes] = {}
+
+    def _new_engine(self, job: Job, epoch: int) -> FollowingEngine:
+        return FollowingEngine(job, epoch)
+
+    def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
+        """Act on a message of a worker."""
+        match message.WhichOneof("kind"):
+            case "pull":
+                pull = message.pull
+                session.held = pull.held if pull.HasField("held") else None
+                self.feed(ev.Fetched(session.name, pull.version, tuple(pull.shards)))
+            case "survey" | "failure" as kind:
+                raise ProtocolError(f"worker {session.name} sent {kind}, which belongs to the coordinator")
+            case _:
+                super().take(session, message, payload)
+
+    def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
+        if self.engine.phase == "train":
+            # From another worker, which took over from one that died before it had told the coordinator.
+            self._tell(pb.Report(initialised=pb.Initialised()))
+            return
+        super()._take_initial(session, initial, payload)
+
+    def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
+        match effect:
+            case ev.Report(None):
+                self._tell(pb.Report(initialised=pb.Initialised()))
+            case ev.Report(ev.Contribution(_worker, shard, epoch, step, version)):
+                self._tell(pb.Report(held=pb.Held(shard=shard, epoch=epoch, step=step, version=version)))
+            case ev.Refuse(worker, shard, step, ev.Code.INVALID, reason):
+                # Who has to answer for it, the coordinator says.
+                self._tell(pb.Report(bad=pb.Bad(worker=worker, shard=shard, step=step, reason=reason)))
+            case ev.Supply(worker, shards):
+                self._supply(worker, shards)
+            case ev.SumUp(apply):
+                assert self.store is not None
+                values = self.store.sum_up(apply.contributions)
+                self._tell(pb.Report(sums=pb.Sums(values=values.tobytes())))
+            case ev.Save(common):
+                self._save(self.snapshot(), common)
+            case ev.Capture(number):
+                assert self.store is not None
+                # Whoever asked for an earlier one has gone away.
+                self.captures = {number: self.store.theta.tobytes()}
+            case ev.End():
+                log.info("job %s is over: %s", self.job_id, effect.reason)
+            case _:
+                return super()._carry_out(effect)
+        return None
+
+    def _restage(self, train: TrainSection) -> None:
+        """Go on under another policy; unlike on the coordinator, what is held may still be asked for."""
+        self.job = self.job.model_copy(update={"train": train})
+        if self.store is None:
+            return
+        incoming = self.store.incoming
+        self.store.restage(self.job)
+        self.store.incoming = incoming
+        for session in self._sessions.values():
+            session.knows_layout = False
+
+    def _supply(self, worker: str, shards: tuple[int, ...]) -> None:
+        session = self._sessions.get(worker)
+        if session is None or self.store is None:
+            return
+        for shard in shards:
+            self.store.granted(shard)
+        if not session.knows_layout:
+            session.knows_layout = True
+            session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
+        is_held = session.shares_memory or session.held == self.store.version
+        if not is_held:
+            session.sent += self.store.theta.nbytes
+        answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True))
+        session.send(*self.store.answer(answer, is_held))
+
+
+class Follower:
+    """What the services of a partition that is led share; touched from the event loop only.
+
+    Workers are taken in only while a coordinator leads it: when that goes away they have to come back, and begin with
+    the coordinator.
+    """
+
+    def __init__(self, partition: int, partitions: int, directory: StateDirectory | None = None) -> None:
+        self.partition = partition
+        self.partitions = partitions
+        self.sessions: dict[str, Session] = {}
+        self.run: FollowingRun | None = None
+        #: Empty while no coordinator leads this partition.
+        self.cluster = b""
+        self._tell: Tell = lambda _: None
+        self._directory = directory
+        # One thread: snapshots reach the disk in the order in which they were taken.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
+        self.probe: Segment | None = None
+        if sharing.AVAILABLE:
+            self.probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
+            self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
+
+    def follow(self, lead: pb.Lead, tell: Tell) -> pb.Following:
+        """Begin to follow a coordinator, which is told of everything by `tell`; it takes the place of one before.
+
+        Raises:
+            ProtocolError: if this is not the partition that it looks for.
+        """
+        if (lead.partition, lead.partitions) != (self.partition, self.partitions):
+            raise ProtocolError(
+                f"this is partition {self.partition} of {self.partitions}, the coordinator takes it for partition "
+                f"{lead.partition} of {lead.partitions}; check the order and number of its --peers"
+            )
+        self.leave_lead(self.cluster)
+        self.cluster, self._tell = lead.cluster, tell
+        self.run = None
+        following = pb.Following()
+        for snapshot in self._directory.whole() if self._directory is not None else ():
+            following.job_id, following.job_json = snapshot.job_id, snapshot.job.to_json()
+            following.versions.append(snapshot.version)
+        return following
+
+    def leave_lead(self, cluster: bytes) -> None:
+        """The coordinator of this name is gone, if it is the present one: its workers begin anew."""
+        if self.cluster != cluster:
+            return
+        self.cluster, self._tell = b"", lambda _: None
+        self.end_streams()
+
+    async def obey(self, order: pb.Order) -> None:
+        """Carry out an order, or queue it behind those before it."""
+        kind = order.WhichOneof("kind")
+        if kind == "begin":
+            error = ""
+            try:
+                await self._begin(order.begin)
+            except ParamserverError as failure:
+                error = str(failure)
+            self._tell(pb.Report(begun=pb.Begun(error=error)))
+            return
+        if self.run is None:
+            raise ProtocolError(f"the coordinator sent {kind or 'an empty order'} without a job")
+        match kind:
+            case "prepare":
+                self.run.engine.prepare(order.prepare.total_steps)
+                self._tell(pb.Report(prepared=pb.Prepared()))
+            case "apply":
+                self.run.feed(ev.Ordered(read_apply(order.apply)))
+            case "sum_up":
+                self.run.feed(ev.Ordered(ev.SumUp(read_apply(order.sum_up.apply))))
+            case "restage":
+                train = TrainSection.model_validate_json(order.restage.train_json)
+                self.run.feed(ev.Ordered(ev.Restage(train)))
+            case "save":
+                common = order.save.common if order.save.HasField("common") else None
+                self.run.feed(ev.Ordered(ev.Save(common)))
+            case "capture":
+                self.run.feed(ev.Ordered(ev.Capture(order.capture.number)))
+            case "over":
+                self.run.feed(ev.Ordered(ev.End("done", order.over.reason)))
+            case other:
+                raise ProtocolError(f"the coordinator sent {other or 'an empty order'}, which has no place here")
+
+    async def _begin(self, begin: pb.Begin) -> None:
+        # θ of the job before makes room first.
+        self.run = None
+        job = Job.from_json(begin.job_json)
+        keeps = self._directory if job.server.durability != "none" else None
+        run = FollowingRun(begin.job_id, job, self.sessions, self.partition, self._tell, self._save)
+        loop = asyncio.get_running_loop()
+        if begin.HasField("version"):
+            run.restore(self._snapshot(begin.job_id, begin.version))
+            # Whether the job is over, the coordinator says.
+            run.engine.phase = "train"
+        elif keeps is not None:
+            await loop.run_in_executor(self._thread, keeps.save, Snapshot(begin.job_id, job))
+        elif self._directory is not None:
+            self._directory.clear()
+        self.run = run
+        for session in self.sessions.values():
+            session.start_job()
+        log.info("job %s begins at version %d", begin.job_id, run.engine.version)
+
+    def _snapshot(self, job_id: str, version: int) -> Snapshot:
+        for snapshot in self._directory.whole() if self._directory is not None else ():
+            if (snapshot.job_id, snapshot.version) == (job_id, version):
+                return snapshot
+        raise NotReady(f"there is no snapshot of version {version} of job {job_id} any more")
+
+    def _save(self, snapshot: Snapshot, common: int | None) -> None:
+        tell, directory = self._tell, self._directory
+        if directory is None:
+            error = "it has no state directory (--state)"
+            tell(pb.Report(saved=pb.Saved(version=snapshot.version, error=error)))
+            return
+        loop = asyncio.get_running_loop()
+
+        def write() -> None:
+            error = ""
+            try:
+                directory.save(snapshot, common)
+            except StateError as failure:
+                error = str(failure)
+            report = pb.Report(saved=pb.Saved(version=snapshot.version, error=error))
+            loop.call_soon_threadsafe(tell, report)
+
+        self._thread.submit(write)
+
+    def beat(self) -> None:
+        """Tell the coordinator how far this partition is."""
+        run, sessions = self.run, self.sessions.values()
+        version = 0 if run is None else run.engine.version
+        received, sent = sum(s.received for s in sessions), sum(s.sent for s in sessions)
+        self._tell(pb.Report(beat=pb.Beat(version=version, bytes_received=received, bytes_sent=sent)))
+
+    def check(self, join: pb.Join) -> None:
+        """Refuse a worker that takes this server for another.
+
+        Raises:
+            ProtocolError: if it does.
+            Unreachable: while no coordinator leads this partition.
+        """
+        check_place(join, self.partition, self.partitions)
+        if not self.cluster:
+            raise Unreachable(f"partition {self.partition} of {self.partitions} waits for its coordinator")
+
+    def join(self, session: Session) -> None:
+        """Take in a worker; an older stream under its name ends."""
+        older = self.sessions.pop(session.name, None)
+        if older is not None:
+            older.close()
+        self.sessions[session.name] = session
+
+    def leave(self, session: Session, reason: str) -> None:
+        """Forget a worker whose stream ended, unless a newer stream has its name."""
+        if self.sessions.get(session.name) is session:
+            del self.sessions[session.name]
+            if self.run is not None:
+                self.run.feed(ev.Left(session.name, reason))
+
+    def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
+        """Act on a message of a joined worker."""
+        if message.HasField("share"):
+            session.shares_memory = self.probe is not None and message.share.proof == self.probe.values.tobytes()
+        elif self.run is not None and self.sessions.get(session.name) is session:
+            self.run.take(session, message, payload)
+
+    def end_streams(self) -> None:
+        """Let every worker's stream end."""
+        for session in self.sessions.values():
+            session.close()
+
+    async def close(self) -> None:
+        """Finish what is being written, before the process ends."""
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+
+
+def read_apply(apply: pb.Apply) -> ev.Apply:
+    """Return the order to update θ; workers and losses are the coordinator's affair."""
+    contributions = tuple(
+        ev.Contribution("", c.shard, c.epoch, c.step, c.version, c.samples, 0.0) for c in apply.contributions
+    )
+    return ev.Apply(apply.version, apply.step, contributions, apply.norm if apply.HasField("norm") else None)
+
+
+def check_place(join: pb.Join, partition: int, partitions: int) -> None:
+    """Refuse a worker that takes this server for another partition.
+
+    Raises:
+        ProtocolError: if it does.
+    """
+    meant = (join.partition, join.partitions or 1)
+    if meant != (partition, partitions):
+        here = f"partition {partition} of {partitions}" if partitions > 1 else "a server that holds all of θ"
+        raise ProtocolError(
+            f"this is {here}, the worker takes it for partition {meant[0]} of {meant[1]}; "
+            "name all servers, the coordinator first and the others in its order: --server ADDR,ADDR…"
+        )
