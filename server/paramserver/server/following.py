@@ -13,6 +13,7 @@ import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.followingengine import FollowingEngine
+from paramserver.server.place import Place
 from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.snapshot import Snapshot
@@ -25,6 +26,9 @@ from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+#: How long a copy of θ is kept for its reader.
+CAPTURED_S = 60.0
 
 #: Tells the coordinator something; never waits.
 Tell = Callable[[pb.Report], None]
@@ -49,7 +53,24 @@ class FollowingRun(Run):
         self._tell = tell
         self._save = save
         #: θ as it was, by the number of the order to copy it.
-        self.captures: dict[int, bytes] = {}
+        self._captures: dict[int, asyncio.Future[bytes]] = {}
+
+    async def captured(self, number: int) -> bytes | None:
+        """Hand out θ as it was at a capture, once; None if it does not come, or has been too long ago."""
+        try:
+            return await asyncio.wait_for(self._capture(number), CAPTURED_S)
+        except TimeoutError:
+            return None
+        finally:
+            self._captures.pop(number, None)
+
+    def _capture(self, number: int) -> asyncio.Future[bytes]:
+        """Return what a capture comes in, whether the reader or the order is first."""
+        if number not in self._captures:
+            loop = asyncio.get_running_loop()
+            self._captures[number] = loop.create_future()
+            loop.call_later(CAPTURED_S, self._captures.pop, number, None)
+        return self._captures[number]
 
     def _new_engine(self, job: Job, epoch: int) -> FollowingEngine:
         return FollowingEngine(job, epoch)
@@ -92,8 +113,9 @@ class FollowingRun(Run):
                 self._save(self.snapshot(), common)
             case ev.Capture(number):
                 assert self.store is not None
-                # Whoever asked for an earlier one has gone away.
-                self.captures = {number: self.store.theta.tobytes()}
+                captured = self._capture(number)
+                if not captured.done():
+                    captured.set_result(self.store.theta.tobytes())
             case ev.End():
                 log.info("job %s is over: %s", self.job_id, effect.reason)
             case _:
@@ -134,9 +156,8 @@ class Follower:
     the coordinator.
     """
 
-    def __init__(self, partition: int, partitions: int, directory: StateDirectory | None = None) -> None:
-        self.partition = partition
-        self.partitions = partitions
+    def __init__(self, place: Place, directory: StateDirectory | None = None) -> None:
+        self.place = place
         self.sessions: dict[str, Session] = {}
         self.run: FollowingRun | None = None
         #: Empty while no coordinator leads this partition.
@@ -156,10 +177,10 @@ class Follower:
         Raises:
             ProtocolError: if this is not the partition that it looks for.
         """
-        if (lead.partition, lead.partitions) != (self.partition, self.partitions):
+        if Place(lead.partition, lead.partitions) != self.place:
             raise ProtocolError(
-                f"this is partition {self.partition} of {self.partitions}, the coordinator takes it for partition "
-                f"{lead.partition} of {lead.partitions}; check the order and number of its --peers"
+                f"this is {self.place}, the coordinator takes it for {Place(lead.partition, lead.partitions)}; "
+                "check the order and number of its --peers"
             )
         self.leave_lead(self.cluster)
         self.cluster, self._tell = lead.cluster, tell
@@ -216,7 +237,7 @@ class Follower:
         self.run = None
         job = Job.from_json(begin.job_json)
         keeps = self._directory if job.server.durability != "none" else None
-        run = FollowingRun(begin.job_id, job, self.sessions, self.partition, self._tell, self._save)
+        run = FollowingRun(begin.job_id, job, self.sessions, self.place.partition, self._tell, self._save)
         loop = asyncio.get_running_loop()
         if begin.HasField("version"):
             run.restore(self._snapshot(begin.job_id, begin.version))
@@ -270,9 +291,9 @@ class Follower:
             ProtocolError: if it does.
             Unreachable: while no coordinator leads this partition.
         """
-        check_place(join, self.partition, self.partitions)
+        self.place.check(join)
         if not self.cluster:
-            raise Unreachable(f"partition {self.partition} of {self.partitions} waits for its coordinator")
+            raise Unreachable(f"{self.place} waits for its coordinator")
 
     def join(self, session: Session) -> None:
         """Take in a worker; an older stream under its name ends."""
@@ -311,18 +332,3 @@ def read_apply(apply: pb.Apply) -> ev.Apply:
         ev.Contribution("", c.shard, c.epoch, c.step, c.version, c.samples, 0.0) for c in apply.contributions
     )
     return ev.Apply(apply.version, apply.step, contributions, apply.norm if apply.HasField("norm") else None)
-
-
-def check_place(join: pb.Join, partition: int, partitions: int) -> None:
-    """Refuse a worker that takes this server for another partition.
-
-    Raises:
-        ProtocolError: if it does.
-    """
-    meant = (join.partition, join.partitions or 1)
-    if meant != (partition, partitions):
-        here = f"partition {partition} of {partitions}" if partitions > 1 else "a server that holds all of θ"
-        raise ProtocolError(
-            f"this is {here}, the worker takes it for partition {meant[0]} of {meant[1]}; "
-            "name all servers, the coordinator first and the others in its order: --server ADDR,ADDR…"
-        )

@@ -1,4 +1,4 @@
-"""The consistency engine of a partition that is not the coordinator: it holds contributions, and applies what it is told.
+"""The consistency engine of a partition that is not the coordinator: holds contributions, applies what it is told.
 
 This module imports no grpc, no threading, no time and no random. The coordinator's engine alone gives leases, counts
 and decides; here a lease is known by the epoch that a worker shows, and a higher one fences a lower one off. What the

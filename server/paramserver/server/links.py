@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
-from paramserver.wire.errors import ParamserverError, StateError, Unreachable, from_rpc_error
+from paramserver.wire.errors import ParamserverError, Unreachable, from_rpc_error
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1.paramserver_pb2_grpc import PartitionStub
 
@@ -49,12 +48,20 @@ class Link:
         self._reader: asyncio.Task[None] | None = None
         #: Ends with the error that broke the connection.
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_following = False
         self.beat = pb.Beat()
 
     @property
     def name(self) -> str:
         """What it is called in messages."""
         return f"partition {self.partition} at {self.address}"
+
+    @property
+    def state(self) -> str:
+        """In words, whether it is there."""
+        if self.broken.done() and (error := self.broken.exception()) is not None:
+            return str(error)
+        return "waiting for the others" if self.is_following else "not reached yet"
 
     async def open(self, cluster: bytes) -> pb.Following:
         """Begin to lead the partition.
@@ -64,10 +71,10 @@ class Link:
         """
         self._call = self._stub.Follow()
         self._reader = asyncio.create_task(self._read())
-        lead = pb.Lead(
-            protocol=PROTOCOL, partition=self.partition, partitions=self._partitions, cluster=cluster
-        )
-        return (await self.ask("following", pb.Order(lead=lead))).following
+        lead = pb.Lead(protocol=PROTOCOL, partition=self.partition, partitions=self._partitions, cluster=cluster)
+        following = (await self.ask("following", pb.Order(lead=lead))).following
+        self.is_following = True
+        return following
 
     async def send(self, order: pb.Order) -> None:
         """Send an order.
@@ -133,7 +140,7 @@ class Link:
         kind = report.WhichOneof("kind")
         if kind == "beat":
             self.beat = report.beat
-        elif kind in self._asked and self._asked[kind]:
+        elif self._asked.get(kind):
             answer = self._asked[kind].popleft()
             if not answer.done():
                 answer.set_result(report)
@@ -156,15 +163,3 @@ class Link:
         if not self.broken.done():
             self.broken.set_exception(error)
             self.broken.exception()
-
-
-class Links:
-    """The connections to all other partitions together."""
-
-    def __init__(self, links: list[Link]) -> None:
-        self._links = links
-        #: The newest version of θ that every partition has a snapshot of.
-        self.common: int | None = None
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self._links)

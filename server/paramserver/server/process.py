@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -14,8 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from paramserver.server import control, training
+from paramserver.server import control, partition, training
 from paramserver.server.control import ControlService
+from paramserver.server.coordinator import Coordinator
+from paramserver.server.following import Follower
+from paramserver.server.partition import FollowerControl, PartitionService
+from paramserver.server.place import ALONE, Place
 from paramserver.server.shell import Shell
 from paramserver.server.snapshots import StateDirectory
 from paramserver.server.training import TrainingService
@@ -39,29 +44,41 @@ OPTIONS = (
 )
 
 
-async def serve(listen: str, address_file: Path | None = None, state: Path | None = None) -> None:
+async def serve(
+    listen: str,
+    address_file: Path | None = None,
+    state: Path | None = None,
+    place: Place = ALONE,
+    peers: Sequence[str] = (),
+) -> None:
     """Serve at `listen` until SIGTERM or SIGINT; write the bound address to `address_file` once ready.
 
-    With a `state` directory jobs are kept there, and the one found there goes on.
+    With a `state` directory jobs are kept there, and the one found there goes on. Of several servers that share θ,
+    `place` says which this one is, and to partition 0 `peers` where the others are.
 
     Raises:
         RequestError: if the address cannot be bound, or the state directory cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
-    shell = Shell(None if state is None else StateDirectory(state))
+    shell = _make_shell(place, peers, None if state is None else StateDirectory(state))
     server.add_generic_rpc_handlers((TrainingService(shell).handler(),))
-    rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
+    services = [training.SERVICE, control.SERVICE]
+    if isinstance(shell, Follower):
+        rpc.add_ControlServicer_to_server(FollowerControl(shell), server)  # type: ignore[no-untyped-call]
+        rpc.add_PartitionServicer_to_server(PartitionService(shell), server)  # type: ignore[no-untyped-call]
+        services.append(partition.SERVICE)
+    else:
+        rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = (training.SERVICE, control.SERVICE)
-    reflection.enable_server_reflection((*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
+    reflection.enable_server_reflection((*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
     _check_port(listen)
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
         raise RequestError(f"cannot listen on {listen}: the address is in use or not this machine's") from error
     await server.start()
-    for name in ("", *names):
+    for name in ("", *services):
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     address = listen if listen.startswith("unix:") else f"{listen.rsplit(':', 1)[0]}:{port}"
     log.info("listening on %s", address)
@@ -71,15 +88,33 @@ async def serve(listen: str, address_file: Path | None = None, state: Path | Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+    leading = asyncio.create_task(shell.lead()) if isinstance(shell, Coordinator) else None
+    await _first(stopped, leading)
     log.info("stopping")
     await health.enter_graceful_shutdown()
     shell.end_streams()
     await server.stop(GRACE_S)
     await shell.close()
+    if leading is not None:
+        leading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leading
     if address_file is not None:
         with contextlib.suppress(FileNotFoundError):
             address_file.unlink()
+
+
+def _make_shell(place: Place, peers: Sequence[str], directory: StateDirectory | None) -> Shell | Follower:
+    if place.partition:
+        return Follower(place, directory)
+    return Coordinator(peers, directory) if peers else Shell(directory)
+
+
+async def _first(stopped: asyncio.Event, leading: asyncio.Task[None] | None) -> None:
+    """Wait for the signal to stop, or for the coordinator's work to fail, which it never should."""
+    waiting = asyncio.create_task(stopped.wait())
+    await asyncio.wait([waiting] if leading is None else [waiting, leading], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
 
 
 def _check_port(listen: str) -> None:

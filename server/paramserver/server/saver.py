@@ -65,6 +65,12 @@ class Saver:
         while self._pending is not None and not self._pending.done():
             await asyncio.wait([self._pending])
 
+    async def drop(self) -> None:
+        """End without saving what is new, once what is being written is on the disk."""
+        self._timer.cancel()
+        await self.settled()
+        self._thread.shutdown()
+
     async def close(self) -> None:
         """Save what is new and end."""
         self._timer.cancel()

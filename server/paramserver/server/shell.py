@@ -11,13 +11,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from paramserver.server import events as ev
+from paramserver.server.place import ALONE, Place
 from paramserver.server.run import Run
 from paramserver.server.saver import Saver
 from paramserver.server.session import Session
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import Saved, StateDirectory
 from paramserver.wire import sharing
-from paramserver.wire.errors import Busy, NotReady, StateError
+from paramserver.wire.errors import Busy, NotReady, RequestError, StateError
 from paramserver.wire.job import Job
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -31,7 +32,10 @@ class Shell:
     With a state directory the job that was found there goes on at once.
     """
 
-    def __init__(self, directory: StateDirectory | None = None) -> None:
+    def __init__(self, directory: StateDirectory | None = None, place: Place = ALONE) -> None:
+        self.place = place
+        #: Names the connection of several servers, see `Welcome`.
+        self.cluster = b""
         self.sessions: dict[str, Session] = {}
         self.run: Run | None = None
         self._directory = directory
@@ -58,6 +62,11 @@ class Shell:
             Busy: if another job is running.
             StateError: if the job cannot be kept as it asks for.
         """
+        if job.server.partitions != self.place.partitions:
+            raise RequestError(
+                f"server.partitions = {job.server.partitions}, but this is {self.place}: "
+                f"allowed here is {self.place.partitions}"
+            )
         async with self._submitting:
             if self.run is not None:
                 if self.run.job_id == job_id and self.run.submitted == job:
@@ -66,7 +75,11 @@ class Shell:
                     raise Busy(f"job {self.run.job_id} ({self.run.job.task.use}) is running; stop it first")
             # The end of the job before must not be written over this one's beginning.
             await self.close()
+            await self._prepare(job_id, job)
             self._start(job_id, job)
+
+    async def _prepare(self, job_id: str, job: Job) -> None:
+        """Do what has to be done before a job starts."""
 
     def _start(self, job_id: str, job: Job) -> None:
         if self._directory is not None:
@@ -139,9 +152,12 @@ class Shell:
     def _begin(self, run: Run) -> None:
         self.run = run
         kept = run.job.server.durability != "none"
-        self._saver = Saver(run, self._directory) if kept and self._directory is not None else None
+        self._saver = self._new_saver(run, self._directory) if kept and self._directory is not None else None
         if self._saver is None:
             log.warning("durability is %s", self.durability)
+
+    def _new_saver(self, run: Run, directory: StateDirectory) -> Saver:
+        return Saver(run, directory)
 
     def _resume(self, snapshot: Snapshot) -> None:
         run = self._new_run(snapshot.job_id, snapshot.job)
@@ -163,6 +179,23 @@ class Shell:
         await run.quiet()
         self._announce()
         return run.engine.version
+
+    def check(self, join: pb.Join) -> None:
+        """Refuse a worker that has no place here.
+
+        Raises:
+            ProtocolError: if it takes this server for another.
+        """
+        self.place.check(join)
+
+    @property
+    def waits_for(self) -> str:
+        """What the server itself waits for, in words; mostly nothing."""
+        return ""
+
+    def partitions(self) -> list[pb.PartitionStatus]:
+        """Describe the servers that share θ, if there are several."""
+        return []
 
     def join(self, session: Session) -> None:
         """Take in a worker; an older stream under its name ends."""

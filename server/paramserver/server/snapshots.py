@@ -95,8 +95,8 @@ class StateDirectory:
     def save(self, snapshot: Snapshot, common: int | None = None) -> Saved:
         """Write a snapshot; once this returns, it outlives the process and the machine's power.
 
-        Older ones of the job are removed but for the newest, or that of version `common`, to which all partitions can go
-        back; and so are all those of other jobs.
+        Older ones of the job are removed but for the newest, or that of version `common`, to which all partitions can
+        go back; and so are all those of other jobs.
 
         Raises:
             StateError: if it cannot be written; those written before are still there.

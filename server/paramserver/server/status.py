@@ -16,7 +16,12 @@ def describe(shell: Shell) -> pb.StatusReply:
     run = shell.run
     if run is None:
         workers = [_idle_worker(session) for session in shell.sessions.values()]
-        return pb.StatusReply(state="idle", reason="no job was submitted", workers=workers)
+        return pb.StatusReply(
+            state="idle",
+            reason=shell.waits_for or "no job was submitted",
+            workers=workers,
+            partitions=shell.partitions(),
+        )
     engine = run.engine
     now = time.monotonic()
     waits = engine.waits(now)
@@ -25,7 +30,7 @@ def describe(shell: Shell) -> pb.StatusReply:
         job_id=run.job_id,
         job_json=run.job.to_json(),
         state=engine.phase,
-        reason=engine.reason,
+        reason=engine.reason or shell.waits_for,
         version=engine.version,
         clock=engine.clocks,
         total_steps=engine.total_steps,
@@ -42,6 +47,7 @@ def describe(shell: Shell) -> pb.StatusReply:
         samples=engine.samples,
         census=run.census,
         durability=shell.durability,
+        partitions=shell.partitions(),
         moments=b"" if run.moments is None else run.moments.to_flat().tobytes(),
     )
     for worker in engine.workers.values():

@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc
 
+from paramserver.server.following import Follower
 from paramserver.server.session import Session
 from paramserver.server.shell import Shell
 from paramserver.server.store import CHUNK_BYTES
-from paramserver.wire.errors import ProtocolError, status_code
+from paramserver.wire.errors import ProtocolError, Unreachable, status_code
 from paramserver.wire.framing import decode_worker_message, encode
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -25,7 +26,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Training"].full_name
 class TrainingService:
     """Joins workers and carries their messages to the shell and its answers back."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell | Follower) -> None:
         self._shell = shell
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -40,7 +41,7 @@ class TrainingService:
             if session is None:
                 return
             await self._serve(session, context)
-        except ProtocolError as error:
+        except (ProtocolError, Unreachable) as error:
             await context.abort(status_code(error), str(error))
 
     async def _join(self, context: Context) -> Session | None:
@@ -55,8 +56,9 @@ class TrainingService:
             raise ProtocolError(f"the worker speaks protocol {join.protocol}, this server speaks {PROTOCOL}")
         if not 1 <= len(join.worker) <= 256:
             raise ProtocolError(f"a worker name has 1 to 256 characters, this one {len(join.worker)}")
+        self._shell.check(join)
         session = Session(join)
-        welcome = pb.Welcome(protocol=PROTOCOL, chunk_bytes=CHUNK_BYTES)
+        welcome = pb.Welcome(protocol=PROTOCOL, chunk_bytes=CHUNK_BYTES, cluster=self._shell.cluster)
         if self._shell.probe is not None:
             welcome.probe.pid, welcome.probe.descriptor = os.getpid(), self._shell.probe.descriptor
         session.send(encode(pb.ServerMessage(welcome=welcome)))

@@ -20,7 +20,13 @@ from paramserver.worker.trainer import Identity, Trainer
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker until it is told to stop; return the exit status."""
     parser = argparse.ArgumentParser(prog="paramserver work", description="Compute gradients for a server.")
-    parser.add_argument("--server", default="127.0.0.1:50051", metavar="ADDR", help="host:port or unix:PATH")
+    parser.add_argument(
+        "--server",
+        type=lambda text: text.split(","),
+        default=["127.0.0.1:50051"],
+        metavar="ADDR[,ADDR…]",
+        help="host:port or unix:PATH; of several servers that share θ, all of them, the coordinator first",
+    )
     parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="unique among the workers")
     parser.add_argument("--shards", type=_shards, default=((), ()), metavar="WHICH", help="auto, 0,1 or pinned:3")
     parser.add_argument("--base", type=Path, metavar="DIR", help="where relative paths of a job start")

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 
 import grpc
 from threadpoolctl import threadpool_limits
@@ -28,8 +29,10 @@ LONGEST_BACKOFF_S = 1.0
 LEAVE_S = 1.0
 
 
-async def work_until_signalled(address: str, trainer: Trainer, patience_s: float) -> None:
-    """Be a worker process: work for the server at `address` until SIGTERM or SIGINT.
+async def work_until_signalled(addresses: Sequence[str], trainer: Trainer, patience_s: float) -> None:
+    """Be a worker process: work for the server at an address until SIGTERM or SIGINT.
+
+    Of several servers that share θ, `addresses` names all, the coordinator first.
 
     Linear algebra runs on one thread: the order of its sums, and with it the bits, must not depend on the machine's
     load or cores.
@@ -44,10 +47,10 @@ async def work_until_signalled(address: str, trainer: Trainer, patience_s: float
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, working.cancel)
     with threadpool_limits(limits=1):
-        await work(address, trainer, patience_s)
+        await work(addresses, trainer, patience_s)
 
 
-async def work(address: str, trainer: Trainer, patience_s: float) -> None:
+async def work(addresses: Sequence[str], trainer: Trainer, patience_s: float) -> None:
     """Work until the task is cancelled; then hand the leases back and return.
 
     Raises:
@@ -55,15 +58,17 @@ async def work(address: str, trainer: Trainer, patience_s: float) -> None:
         ProtocolError: if the server speaks another protocol.
     """
     with contextlib.suppress(asyncio.CancelledError):
-        await _work_and_reconnect(address, trainer, patience_s)
+        await _work_and_reconnect(addresses, trainer, patience_s)
 
 
-async def _work_and_reconnect(address: str, trainer: Trainer, patience_s: float) -> None:
+async def _work_and_reconnect(addresses: Sequence[str], trainer: Trainer, patience_s: float) -> None:
     backoff_s, alone_since = FIRST_BACKOFF_S, time.monotonic()
+    address = ",".join(addresses)
     while True:
-        async with Stream(address) as stream:
+        async with contextlib.AsyncExitStack() as stack:
+            stream, *others = [await stack.enter_async_context(Stream(address)) for address in addresses]
             try:
-                await trainer.follow(stream)
+                await trainer.follow(stream, others)
                 reason = "the server ended the stream"
             except grpc.RpcError as error:
                 cause = from_rpc_error(error, address)

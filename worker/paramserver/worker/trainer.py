@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +25,12 @@ from paramserver.wire.errors import ParamserverError, ProtocolError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.moments import Moments
-from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
+from paramserver.worker.partitions import Partitions, in_chunks, prove
 from paramserver.worker.stream import Stream
 from paramserver.worker.tasks.contract import check_finite
 
@@ -72,19 +73,22 @@ class Replica:
         ProtocolError: if the server names memory that cannot be mapped.
     """
 
-    def __init__(self, described: pb.Layout, dtype: str) -> None:
+    def __init__(self, described: pb.Layout, dtype: str, partitions: Partitions) -> None:
         self.layout = layout = Layout.from_proto(described.tensors, dtype)
+        own = partitions.lay_out(layout)
         self._shared: Segment | None = None
         if described.HasField("theta"):
             memory = described.theta
-            self._shared = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
+            self._shared = Segment.open(memory.pid, memory.descriptor, own.size, layout.dtype)
         self.shares_memory = self._shared is not None
         self.nbytes = layout.size * layout.dtype.itemsize
-        if self._shared is not None and not described.moves:
+        if self._shared is not None and not described.moves and not partitions:
             flat, self._shared = self._shared.values, None
         else:
             flat = np.empty(layout.size, layout.dtype)
-        self._flat: Array = flat
+        self.flat: Array = flat
+        #: What the server that sent the layout holds of it.
+        self._own = partitions.own(flat)
         readonly = flat.view()
         readonly.flags.writeable = False
         self.views = layout.views(readonly)
@@ -93,12 +97,12 @@ class Replica:
         """Take parameters that came in a message."""
         if self.shares_memory:
             raise ProtocolError("the server sent parameters to a worker that shares its memory")
-        self._flat[offset : offset + values.size] = values
+        self._own[offset : offset + values.size] = values
 
     def settle(self) -> None:
         """Make the views show one whole version, after `write` or from the server's moving memory."""
         if self._shared is not None:
-            self._shared.copy_whole(self._flat)
+            self._shared.copy_whole(self._own)
 
 
 class Place:
@@ -175,6 +179,7 @@ class Trainer:
         self._compute = compute or self._compute_by_task
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
         self._job_id = ""
+        self._partitions = Partitions()
         self._learner: Learner | None = None
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
@@ -186,8 +191,8 @@ class Trainer:
         #: True once the server has welcomed the worker on the current stream.
         self.joined = False
 
-    async def follow(self, stream: Stream) -> None:
-        """Join and work until the stream ends.
+    async def follow(self, stream: Stream, others: Sequence[Stream] = ()) -> None:
+        """Join and work until the stream ends; `others` lead to the other servers where θ is cut over several.
 
         Raises:
             grpc.RpcError: if it breaks.
@@ -195,7 +200,10 @@ class Trainer:
         """
         self.joined = False
         self._replica = self._outgoing = None
-        await stream.send(pb.WorkerMessage(join=self._identity.join()))
+        self._partitions = Partitions(others)
+        join = self._identity.join()
+        await self._partitions.join(join)
+        await stream.send(pb.WorkerMessage(join=self._partitions.place(join)))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
             while (received := await stream.receive()) is not None:
@@ -205,14 +213,12 @@ class Trainer:
 
     async def _offer_to_share(self, stream: Stream, welcome: pb.Welcome) -> None:
         """Prove to the server that this process sees its memory, if it does."""
-        if not self._may_share or not sharing.AVAILABLE or not welcome.HasField("probe"):
+        if not self._may_share or not sharing.AVAILABLE:
             return
-        probe = welcome.probe
-        try:
-            proof = Segment.open(probe.pid, probe.descriptor, PROBE_BYTES, np.dtype(np.uint8)).values.tobytes()
-        except ProtocolError:
-            return
-        await stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+        proof, proofs = prove(welcome), self._partitions.proofs()
+        if proof is not None and proofs is not None:
+            await self._partitions.share(proofs)
+            await stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
 
     async def _beside_the_loop(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = partial(function, *arguments, **named)
@@ -223,6 +229,7 @@ class Trainer:
             case "work":
                 await self._take_work(stream, message.work, payload)
             case "welcome":
+                self._partitions.check(message.welcome, stream.address)
                 self.joined = True
                 self._chunk_bytes = message.welcome.chunk_bytes
                 await self._offer_to_share(stream, message.welcome)
@@ -233,7 +240,7 @@ class Trainer:
             case "census":
                 self._take_census(message.census, payload)
             case "layout":
-                self._replica = Replica(message.layout, self._job.train.dtype)
+                self._replica = Replica(message.layout, self._job.train.dtype, self._partitions)
                 self._outgoing = Outgoing(self._replica)
             case "refusal":
                 refusal = message.refusal
@@ -261,6 +268,7 @@ class Trainer:
 
     def _start(self, started: pb.JobStarted) -> None:
         self._heartbeat_s = started.heartbeat_s
+        self._partitions.start_job()
         job = Job.from_json(started.job_json)
         # The same job on a new stream: the shards that were read are still good. A server that was started anew
         # does not know that a name was used before, so the name alone does not make it the same job.
@@ -288,6 +296,8 @@ class Trainer:
             return
         if replica is not None:
             replica.settle()
+            if self._partitions:
+                await self._partitions.fetch(work, replica.flat)
         try:
             await self._carry_out(stream, work)
         except ParamserverError as error:
@@ -330,14 +340,16 @@ class Trainer:
         layout = Layout.of(arrays, self._job.train.dtype)
         flat = np.empty(layout.size, layout.dtype)
         pack(arrays, layout.views(flat))
-        for start, chunk in self._chunks(flat):
-            tensors = layout.to_proto() if start == 0 else []
-            message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=tensors, offset=start)
+        self._partitions.lay_out(layout)
+        first = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=layout.to_proto())
+        await self._partitions.initialise(first, flat, self._chunk_bytes)
+        for start, chunk in in_chunks(self._partitions.own(flat), self._chunk_bytes):
+            message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, offset=start) if start else first
             await stream.send(pb.WorkerMessage(initial=message), chunk)
 
     def _fit_one_message(self, work: pb.Work) -> bool:
         """Whether the contributions are several, soon computed and so small that each is not worth a message."""
-        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S:
+        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S or self._partitions:
             return False
         if any(assignment.kind != pb.Assignment.GRADIENT for assignment in work.assignments):
             return False
@@ -359,11 +371,14 @@ class Trainer:
         message = pb.WorkerMessage()
         push = message.push
         flat = await self._contribute(stream, assignment, version, push)
+        if self._partitions:
+            await self._partitions.push(push, flat, self._chunk_bytes)
+            flat = self._partitions.own(flat)
         if push.shared:
             push.pull = pull
             await stream.send(message)
             return
-        for start, chunk in self._chunks(flat):
+        for start, chunk in in_chunks(flat, self._chunk_bytes):
             push.offset = start
             push.pull = pull and start + chunk.size == flat.size
             await stream.send(message, chunk)
@@ -377,6 +392,7 @@ class Trainer:
             raise ProtocolError("the server assigned a gradient without parameters")
         place, slot = outgoing.place(assignment.shard, row)
         if slot is not None:
+            await self._partitions.announce(slot)
             await stream.send(pb.WorkerMessage(slot=slot))
         gradient = await self._compute(
             self._current_learner, replica.views, assignment.shard, assignment.step, place.views
@@ -388,10 +404,6 @@ class Trainer:
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
         push.shared = replica.shares_memory
         return place.flat
-
-    def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
-        size = self._chunk_bytes // flat.itemsize
-        return [(start, flat[start : start + size]) for start in range(0, flat.size, size)]
 
     async def _compute_by_task(
         self, learner: Learner, theta: dict[str, Array], shard: int, step: int, out: dict[str, Array]

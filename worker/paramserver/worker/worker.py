@@ -114,7 +114,7 @@ class Worker:
 
     async def _work(self, trainer: Trainer) -> None:
         self._working = asyncio.current_task()
-        await work(self._server, trainer, self._connect_timeout_s)
+        await work(self._server.split(","), trainer, self._connect_timeout_s)
 
     def _stop(self) -> None:
         if self._working is not None:

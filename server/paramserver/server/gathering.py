@@ -1,0 +1,66 @@
+"""Which contributions are in on which servers: what counts is only what all of them have.
+
+This module imports no grpc, no threading, no time and no random.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from paramserver.server.events import Contribution
+
+
+class Name(NamedTuple):
+    """What two computations of a step differ in if they can differ in their values."""
+
+    shard: int
+    epoch: int
+    step: int
+    version: int
+
+    @classmethod
+    def of(cls, c: Contribution) -> Name:
+        """Return the name of a contribution."""
+        return cls(c.shard, c.epoch, c.step, c.version)
+
+
+class Gathering:
+    """Contributions that are on their way to `partitions` servers, number 0 being this one."""
+
+    def __init__(self, partitions: int) -> None:
+        self._all = frozenset(range(partitions))
+        self._where: dict[Name, set[int]] = {}
+        #: Those that are whole on this server. Disjoint from what was returned as whole everywhere.
+        self._here: dict[Name, Contribution] = {}
+
+    def arrived(self, contribution: Contribution) -> Contribution | None:
+        """Note that a contribution is whole here; return it if it now is everywhere."""
+        name = Name.of(contribution)
+        self._here[name] = contribution
+        return self._note(name, 0)
+
+    def reported(self, name: Name, partition: int) -> Contribution | None:
+        """Note that it is whole on another server; return it if it now is everywhere."""
+        return self._note(name, partition)
+
+    def is_waited_for(self, worker: str) -> bool:
+        """Say whether something of the worker is here and not yet everywhere."""
+        return any(c.worker == worker for c in self._here.values())
+
+    def forget(self, shard: int, epoch: int, step: int | None = None) -> None:
+        """Drop what a shard was computed under leases up to this epoch, or one step of it."""
+        for name in [n for n in self._where if n.shard == shard and n.epoch <= epoch and step in (None, n.step)]:
+            del self._where[name]
+            self._here.pop(name, None)
+
+    def _note(self, name: Name, partition: int) -> Contribution | None:
+        where = self._where.setdefault(name, set())
+        where.add(partition)
+        if where != self._all:
+            return None
+        found = self._here[name]
+        # What was computed for the shard before this will not be asked for again.
+        for older in [n for n in self._where if n.shard == name.shard and n.step <= name.step]:
+            del self._where[older]
+            self._here.pop(older, None)
+        return found

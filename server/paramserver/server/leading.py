@@ -1,0 +1,289 @@
+"""The job on the coordinator of several servers: what the engine decides is done here and ordered there.
+
+The engine is the one of a single server. What differs is that its effects take time, since others have a part in them:
+events wait in a queue, and one is handled when all effects of the one before it are carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from paramserver.server import events as ev
+from paramserver.server.gathering import Gathering, Name
+from paramserver.server.links import Link
+from paramserver.server.optimizers.norms import norm as norm_of
+from paramserver.server.run import Run, in_chunks
+from paramserver.server.session import Session
+from paramserver.server.store import Store
+from paramserver.server.update import measures, squares_of
+from paramserver.wire.errors import ParamserverError, ProtocolError, StateError
+from paramserver.wire.job import Job
+from paramserver.wire.layout import Array
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+T = TypeVar("T")
+
+
+class LeadingRun(Run):
+    """A job whose θ is cut over this server and those that `links` lead to; `moved` is called after every event."""
+
+    def __init__(
+        self,
+        job_id: str,
+        job: Job,
+        sessions: Mapping[str, Session],
+        clock: Callable[[], float],
+        epoch: int,
+        links: Sequence[Link],
+        moved: Callable[[], None],
+    ) -> None:
+        super().__init__(job_id, job, sessions, clock, epoch)
+        self._links = links
+        self._moved = moved
+        #: What is to be done next, one after the other.
+        self._acts: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        #: Who waits for an act of theirs.
+        self._waiting: set[asyncio.Future[None]] = set()
+        #: Set once the connection to the others is lost; the next run takes over from there.
+        self._lost: ParamserverError | None = None
+        self._gathering = Gathering(job.server.partitions)
+        #: Values of what is gathered, by name.
+        self._values: dict[Name, list[Array]] = {}
+        #: Workers whose pull waits for what they pushed before it.
+        self._pulls: set[str] = set()
+        #: The initial parameters are in: here, and on these partitions.
+        self._initial: ev.Initialised | None = None
+        self._initialised: set[int] = set()
+        self._captures = 0
+        #: The newest version of θ that every partition has a snapshot of.
+        self.common: int | None = None
+
+    async def work(self) -> None:
+        """Carry on until cancelled.
+
+        Raises:
+            ParamserverError: if another partition is gone or breaks the contract.
+        """
+        while True:
+            act = await self._acts.get()
+            await act()
+            self._moved()
+
+    def abandon(self, error: ParamserverError) -> None:
+        """Let go of everybody who waits, since nothing more will be done."""
+        self._lost = error
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_exception(error)
+
+    async def between(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Do something between two events, and return what came of it.
+
+        Raises:
+            ParamserverError: if the connection to the other partitions is lost meanwhile.
+        """
+        if self._lost is not None:
+            raise self._lost
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        found: list[T] = []
+
+        async def do() -> None:
+            found.append(await act())
+            if not done.done():
+                done.set_result(None)
+
+        self._waiting.add(done)
+        self._acts.put_nowait(do)
+        try:
+            await done
+        finally:
+            self._waiting.discard(done)
+        return found[0]
+
+    async def quiet(self) -> None:
+        """Return when every event that was fed is handled."""
+
+        async def nothing() -> None:
+            pass
+
+        await self.between(nothing)
+
+    async def capture(self) -> tuple[int, AsyncIterator[memoryview]]:
+        """Return the version of θ as it is now, and its bytes piece by piece, from all partitions."""
+
+        async def copy() -> tuple[int, int, bytes]:
+            assert self.store is not None
+            self._captures += 1
+            await self._order(pb.Order(capture=pb.Capture(number=self._captures)))
+            return self._captures, self.store.version, self.store.theta.tobytes()
+
+        number, version, own = await self.between(copy)
+        return version, self._pieces(number, own)
+
+    async def _pieces(self, number: int, own: bytes) -> AsyncIterator[memoryview]:
+        async for piece in in_chunks(own):
+            yield piece
+        for link in self._links:
+            async for payload in link.read(number):
+                yield memoryview(payload)
+
+    def feed(self, event: ev.Event) -> None:
+        """Queue an event."""
+        match event:
+            case ev.Pulled(worker) if self._waits_for(worker):
+                # A pull gives up what was not pushed before it, so what was must count first.
+                self._pulls.add(worker)
+            case ev.Initialised():
+                self._initial = event
+                self._look_at_initial()
+            case ev.Pushed((contribution,)) if self.engine.review(contribution) is None:
+                # Refused at its first chunk, for a reason that is gone: it is not taken, so it cannot count.
+                reason = f"step {contribution.step} of shard {contribution.shard} came too early: push it again"
+                self._later(ev.Misbehaved(contribution.worker, contribution.shard, contribution.step, reason))
+            case _:
+                self._later(event)
+
+    def _later(self, event: ev.Event) -> None:
+        self._acts.put_nowait(partial(self._handle, event))
+
+    async def _handle(self, event: ev.Event) -> None:
+        measured = None
+        for effect in self.engine.handle(event, self._clock()):
+            measured = await self._carry_out_everywhere(effect) or measured
+        if measured is not None:
+            await self._handle(measured)
+
+    async def _decide(self, contribution: ev.Contribution, values: list[Array]) -> None:
+        """Let the engine decide on a contribution that every partition has."""
+        name = contribution.shard, contribution.step
+        self._arrived[name] = values
+        await self._handle(ev.Pushed((contribution,)))
+        self._arrived.pop(name, None)
+
+    def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
+        for contribution in contributions:
+            self._values[Name.of(contribution)] = self._arrived.pop((contribution.shard, contribution.step))
+            self._gathered(self._gathering.arrived(contribution))
+        if pull:
+            self.feed(ev.Pulled(contributions[0].worker))
+
+    def _gathered(self, contribution: ev.Contribution | None) -> None:
+        if contribution is not None:
+            values = self._values.pop(Name.of(contribution))
+            self._acts.put_nowait(partial(self._decide, contribution, values))
+            self._release()
+
+    def _waits_for(self, worker: str) -> bool:
+        is_initial = self._initial is not None and self._initial.worker == worker
+        return is_initial or self._gathering.is_waited_for(worker)
+
+    def _release(self) -> None:
+        """Pass on the pulls that wait for nothing any more."""
+        for worker in sorted(worker for worker in self._pulls if not self._waits_for(worker)):
+            self._pulls.discard(worker)
+            self._later(ev.Pulled(worker))
+
+    def _look_at_initial(self) -> None:
+        if self._initial is not None and len(self._initialised) == len(self._links):
+            event, self._initial = self._initial, None
+            self._later(event)
+            self._release()
+
+    def take_report(self, link: Link, report: pb.Report) -> None:
+        """Act on what a partition tells of itself."""
+        match report.WhichOneof("kind"):
+            case "held":
+                held = report.held
+                shards = self.engine.shards
+                if held.shard < len(shards) and held.epoch == shards[held.shard].epoch:
+                    name = Name(held.shard, held.epoch, held.step, held.version)
+                    self._gathered(self._gathering.reported(name, link.partition))
+            case "initialised":
+                self._initialised.add(link.partition)
+                self._look_at_initial()
+            case "bad":
+                bad = report.bad
+                if bad.shard < len(self.engine.shards):
+                    self._forget(bad.shard, self.engine.shards[bad.shard].epoch, bad.step)
+                self._later(ev.Misbehaved(bad.worker, bad.shard, bad.step, f"{link.name}: {bad.reason}"))
+            case other:
+                raise ProtocolError(f"{link.name} sent {other or 'an empty report'}, which has no place here")
+
+    def _forget(self, shard: int, epoch: int, step: int | None = None) -> None:
+        self._gathering.forget(shard, epoch, step)
+        for name in [n for n in self._values if n.shard == shard and n.epoch <= epoch and step in (None, n.step)]:
+            del self._values[name]
+        self._release()
+
+    async def _carry_out_everywhere(self, effect: ev.Effect) -> ev.Event | None:
+        match effect:
+            case ev.Apply():
+                effect = await self._apply_there(effect)
+            case ev.CombineSurveys():
+                self._carry_out(effect)
+                order = pb.Order(prepare=pb.Prepare(total_steps=self.engine.total_steps))
+                await asyncio.gather(*(link.ask("prepared", order) for link in self._links))
+                return None
+            case ev.Restage(train):
+                await self._order(pb.Order(restage=pb.Restage(train_json=train.model_dump_json())))
+            case ev.End(_status, reason):
+                await self._order(pb.Order(over=pb.Over(reason=reason)))
+            case ev.Revoke(_worker, shard, epoch):
+                self._forget(shard, epoch)
+        return self._carry_out(effect)
+
+    async def _order(self, order: pb.Order) -> None:
+        for link in self._links:
+            await link.send(order)
+
+    async def _apply_there(self, apply: ev.Apply) -> ev.Apply:
+        """Have the others apply an update; return what is left to do here."""
+        order = pb.Apply(version=apply.version, step=apply.step)
+        for c in apply.contributions:
+            order.contributions.add(shard=c.shard, epoch=c.epoch, step=c.step, version=c.version, samples=c.samples)
+        if measures(self.job):
+            assert self.store is not None
+            order.norm = await self._norm(self.store, order, apply)
+            apply = apply._replace(norm=order.norm)
+        await self._order(pb.Order(apply=order))
+        return apply
+
+    async def _norm(self, store: Store, order: pb.Apply, apply: ev.Apply) -> float:
+        """Return the norm of the whole gradient, with the bits that a single server finds."""
+        sum_up = pb.Order(sum_up=pb.SumUp(apply=order))
+        asked = [await link.begin_to_ask("sums", sum_up) for link in self._links]
+        parts = [store.sum_up(apply.contributions)]
+        for answer in asked:
+            parts.append(np.frombuffer((await answer).sums.values, parts[0].dtype))
+        whole = np.concatenate(parts)
+        return norm_of(whole if store.layout.is_on_grid else squares_of(store.layout.whole, whole))
+
+    async def begin_there(self, version: int | None = None) -> None:
+        """Have the other partitions begin the job, or go back to a version of it.
+
+        Raises:
+            StateError: if one cannot.
+        """
+        begin = pb.Begin(job_id=self.job_id, job_json=self.submitted.to_json(), version=version)
+        reports = await asyncio.gather(*(link.ask("begun", pb.Order(begin=begin)) for link in self._links))
+        for link, report in zip(self._links, reports, strict=True):
+            if report.begun.error:
+                raise StateError(f"{link.name}: {report.begun.error}")
+        if version is None:
+            return
+        self.common = version
+        # Which policy and whether the job is over is known here, whatever their snapshot says.
+        await self._order(pb.Order(restage=pb.Restage(train_json=self.job.train.model_dump_json())))
+        if self.engine.ended:
+            await self._order(pb.Order(over=pb.Over(reason=self.engine.reason)))
+        self._initialised = {link.partition for link in self._links}
+
+    async def save_there(self) -> list[asyncio.Future[pb.Report]]:
+        """Have the other partitions write a snapshot of θ as it is now; return what their answers will come in."""
+        order = pb.Order(save=pb.Save(common=self.common))
+        return [await link.begin_to_ask("saved", order) for link in self._links]

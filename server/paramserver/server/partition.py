@@ -1,0 +1,108 @@
+"""The services of a partition that is led: for its coordinator, and the little that clients can ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from paramserver.server.following import Follower
+from paramserver.server.links import PROTOCOL
+from paramserver.server.run import in_chunks
+from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, RequestError, status_code
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
+
+#: How often the coordinator hears how far this partition is.
+BEAT_EVERY_S = 0.3
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Partition"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PartitionService(rpc.PartitionServicer):
+    """Carries the coordinator's orders to the follower and its reports back."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+
+    async def Follow(self, _requests: Any, context: Context) -> None:
+        """Follow a coordinator until its stream ends."""
+        reports: asyncio.Queue[pb.Report] = asyncio.Queue()
+        cluster = b""
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            first = await context.read()
+            if first is grpc.aio.EOF:
+                return
+            if first.WhichOneof("kind") != "lead" or first.lead.protocol != PROTOCOL:
+                raise ProtocolError(f"the first order must be lead, with protocol {PROTOCOL}")
+            # Whoever leads at the same time is told apart by this, even if it gave itself no name.
+            cluster = first.lead.cluster or os.urandom(8)
+            first.lead.cluster = cluster
+            following = self._follower.follow(first.lead, reports.put_nowait)
+            reports.put_nowait(pb.Report(following=following))
+            tasks = [asyncio.create_task(_write(reports, context)), asyncio.create_task(self._beat())]
+            while (order := await context.read()) is not grpc.aio.EOF and self._follower.cluster == cluster:
+                await self._follower.obey(order)
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+        finally:
+            self._follower.leave_lead(cluster)
+            for task in tasks:
+                task.cancel()
+
+    async def Read(self, request: pb.ReadRequest, context: Context) -> AsyncIterator[pb.ReadReply]:
+        """Stream θ as it was at a capture, once."""
+        run = self._follower.run
+        theta = None if run is None else await run.captured(request.number)
+        if theta is None:
+            error = NotReady(f"there is no capture {request.number} of θ here (any more)")
+            await context.abort(status_code(error), str(error))
+            return
+        async for piece in in_chunks(theta):
+            yield pb.ReadReply(payload=bytes(piece))
+
+    async def _beat(self) -> None:
+        while True:
+            self._follower.beat()
+            await asyncio.sleep(BEAT_EVERY_S)
+
+
+class FollowerControl(rpc.ControlServicer):
+    """Sends clients to the coordinator."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: ARG002
+        """Say what this server is."""
+        run = self._follower.run
+        return pb.StatusReply(
+            state="following" if self._follower.cluster else "idle",
+            reason=f"this is {self._follower.place}; ask the coordinator, partition 0, for the job",
+            version=0 if run is None else run.engine.version,
+        )
+
+    async def _refuse(self, _request: Any, context: Context) -> Any:
+        error = RequestError(f"this is {self._follower.place}: name the coordinator, partition 0, instead")
+        await context.abort(status_code(error), str(error))
+
+    async def _refuse_stream(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        await self._refuse(request, context)
+        yield
+
+    Submit = Stop = SetPolicy = Snapshot = _refuse
+    Watch = Pull = _refuse_stream
+
+
+async def _write(reports: asyncio.Queue[pb.Report], context: Context) -> None:
+    # When the stream breaks, the reading ends and tells.
+    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+        while True:
+            await context.write(await reports.get())

@@ -1,0 +1,88 @@
+"""θ cut over several servers: the bits of a single one, whoever is killed when."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from processes.cluster import Array, Cluster, Control
+from processes.test_training_processes import WIDE, data, job
+
+
+class Servers:
+    """K servers that share θ; every one can be killed and started again where it was."""
+
+    def __init__(self, cluster: Cluster, count: int, keep: bool = False) -> None:
+        self.cluster = cluster
+        self.count = count
+        self.keep = keep
+        self.controls: list[Control] = [None] * count  # type: ignore[list-item]
+        for partition in reversed(range(count)):
+            self.start(partition)
+        self.coordinator.when_ready(count)
+
+    @property
+    def coordinator(self) -> Control:
+        return self.controls[0]
+
+    @property
+    def addresses(self) -> str:
+        return ",".join(control.address for control in self.controls)
+
+    def start(self, partition: int) -> None:
+        arguments = []
+        if self.count > 1:
+            arguments += ["--partition", f"{partition}/{self.count}"]
+            if partition == 0:
+                arguments += ["--peers", ",".join(control.address for control in self.controls[1:])]
+        if self.keep:
+            arguments += ["--state", str(self.cluster.folder / f"state-{partition}")]
+        listen = self.controls[partition].address if self.controls[partition] else "127.0.0.1:0"
+        self.controls[partition] = self.cluster.server(listen, *arguments)
+
+    def kill(self, partition: int) -> None:
+        """Kill a server, and start it again."""
+        process = self.controls[partition].process
+        process.kill()
+        process.wait()
+        self.start(partition)
+
+    def workers(self, *names: str, transport: str = "auto") -> list[subprocess.Popen[bytes]]:
+        started = [self.worker(name, transport) for name in names]
+        self.coordinator.joined(*names)
+        return started
+
+    def worker(self, name: str, transport: str = "auto") -> subprocess.Popen[bytes]:
+        return self.cluster.start(
+            "worker",
+            *("--server", self.addresses, "--name", name, "--base", str(self.cluster.folder)),
+            *("--transport", transport),
+        )
+
+
+def partitioned(tables: dict[str, Any], count: int) -> dict[str, Any]:
+    return {**tables, "server": {**tables.get("server", {}), "partitions": count}}
+
+
+@pytest.mark.parametrize("transport", ["auto", "stream"])
+def test_the_same_bits_over_one_two_and_three_servers(cluster: Cluster, transport: str) -> None:
+    data(cluster.folder)
+    (cluster.folder / "wide.py").write_text(WIDE, encoding="utf-8")
+    tables = job(task__use="wide.py:Wide", train__steps=6, train__dtype="float32", optimizer__name="adam")
+    found = []
+    for count in (1, 2, 3):
+        servers = Servers(cluster, count)
+        servers.workers("a", "b", transport=transport)
+        last = servers.coordinator.train(partitioned(tables, count))
+        assert last.version == 6
+        found.append(servers.coordinator.bits())
+        for control in servers.controls:
+            control.process.terminate()
+            control.process.wait()
+    assert found[0] == found[1]
+    assert found[0] == found[2]

@@ -1,0 +1,206 @@
+"""The servers beside the coordinator, where θ is cut over several: a stream to each, for a range of every vector.
+
+What a worker computes, the coordinator alone says, on the stream of the trainer. From the others it fetches the rest of
+θ, and it brings them the rest of what it computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from paramserver.wire.errors import PeerGone, ProtocolError
+from paramserver.wire.layout import Array, Layout, read_values
+from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+class Partition:
+    """One server beside the coordinator."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.welcome = pb.Welcome()
+        #: Where its part of θ is, if it shares memory.
+        self._theta: Segment | None = None
+        #: Version of its part that the worker holds.
+        self._held: int | None = None
+
+    async def join(self, join: pb.Join) -> None:
+        """Present the worker and wait to be welcomed.
+
+        Raises:
+            grpc.RpcError: if the server does not take it.
+            ProtocolError: if it answers anything else.
+        """
+        await self.stream.send(pb.WorkerMessage(join=join))
+        received = await self.stream.receive()
+        if received is None or not received[0].HasField("welcome"):
+            raise ProtocolError(f"{self.stream.address} did not welcome the worker")
+        self.welcome = received[0].welcome
+
+    def start_job(self) -> None:
+        """Forget what belonged to an earlier job."""
+        self._theta = self._held = None
+
+    async def fetch(self, version: int, shards: Sequence[int], part: Layout, out: Array) -> None:
+        """Write its part of θ to `out`, at `version` or the first later one that it has."""
+        pull = pb.PullWork(version=version, shards=shards)
+        if self._held is not None:
+            pull.held = self._held
+        await self.stream.send(pb.WorkerMessage(pull=pull))
+        while (received := await self.stream.receive()) is not None:
+            message, payload = received
+            match message.WhichOneof("kind"):
+                case "work":
+                    work = message.work
+                    if payload.nbytes:
+                        values = read_values(payload, part.dtype, work.offset, part.size)
+                        out[work.offset : work.offset + values.size] = values
+                    if work.last:
+                        if self._theta is not None:
+                            self._theta.copy_whole(out)
+                        else:
+                            self._held = work.version
+                        return
+                case "layout":
+                    described = message.layout
+                    if described.HasField("theta"):
+                        memory = described.theta
+                        self._theta = Segment.open(memory.pid, memory.descriptor, part.size, part.dtype)
+                case "refusal":
+                    refusal = message.refusal
+                    log.warning(
+                        "%s refused shard %d, step %d: %s",
+                        self.stream.address,
+                        refusal.shard,
+                        refusal.step,
+                        refusal.reason,
+                    )
+                case other:
+                    raise ProtocolError(f"{self.stream.address} sent {other or 'an empty message'} to a fetch")
+        raise PeerGone(f"{self.stream.address} ended the stream")
+
+    async def push(self, push: pb.Push, values: Array, chunk_bytes: int) -> None:
+        """Bring its part of a contribution; `push` is that of the coordinator, and stays as it is."""
+        message = pb.WorkerMessage(push=push)
+        message.push.pull = False
+        if push.shared:
+            await self.stream.send(message)
+            return
+        for start, chunk in in_chunks(values, chunk_bytes):
+            message.push.offset = start
+            await self.stream.send(message, chunk)
+
+
+class Partitions:
+    """All servers beside the coordinator, in their order; `streams` are open streams to them."""
+
+    def __init__(self, streams: Sequence[Stream] = ()) -> None:
+        self._others = [Partition(stream) for stream in streams]
+        self._parts: list[Layout] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._others)
+
+    def place(self, join: pb.Join, partition: int = 0) -> pb.Join:
+        """Return the first message to a server, which says what the worker takes it for."""
+        placed = pb.Join()
+        placed.CopyFrom(join)
+        if self._others:
+            placed.partition, placed.partitions = partition, len(self._others) + 1
+        return placed
+
+    async def join(self, join: pb.Join) -> None:
+        """Join all of them: before the coordinator, so that whoever has joined there has joined everywhere."""
+        await asyncio.gather(*(other.join(self.place(join, n)) for n, other in enumerate(self._others, start=1)))
+
+    def check(self, welcome: pb.Welcome, address: str) -> None:
+        """Check that all belong to the coordinator at `address`, which has sent this welcome.
+
+        Raises:
+            PeerGone: if the coordinator has lost or just found one of them.
+        """
+        for other in self._others:
+            if other.welcome.cluster != welcome.cluster:
+                raise PeerGone(f"{other.stream.address} is not led by {address}, or not yet again")
+
+    def proofs(self) -> list[bytes] | None:
+        """Return what proves to each of them that this process sees its memory; None if it does not see all."""
+        found = []
+        for other in self._others:
+            proof = prove(other.welcome)
+            if proof is None:
+                return None
+            found.append(proof)
+        return found
+
+    async def share(self, proofs: Sequence[bytes]) -> None:
+        """Prove it to all of them."""
+        for other, proof in zip(self._others, proofs, strict=True):
+            await other.stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+
+    def start_job(self) -> None:
+        """Forget what belonged to an earlier job."""
+        for other in self._others:
+            other.start_job()
+
+    def lay_out(self, whole: Layout) -> Layout:
+        """Take note of what θ looks like; return the coordinator's part."""
+        own, *self._parts = whole.cut(len(self._others) + 1)
+        return own
+
+    def own(self, flat: Array) -> Array:
+        """Return the coordinator's part of a vector."""
+        return flat[: self._parts[0].start] if self._parts else flat
+
+    async def fetch(self, work: pb.Work, flat: Array) -> None:
+        """Bring the rest of θ to the version of the work, or a later one."""
+        shards = [a.shard for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
+        if shards:
+            fetches = (o.fetch(work.version, shards, p, out) for o, p, out in self._with_parts(flat))
+            await asyncio.gather(*fetches)
+
+    async def announce(self, slot: pb.Slot) -> None:
+        """Tell all of them where contributions of a shard will be laid."""
+        for other in self._others:
+            await other.stream.send(pb.WorkerMessage(slot=slot))
+
+    async def push(self, push: pb.Push, flat: Array, chunk_bytes: int) -> None:
+        """Bring the rest of a contribution."""
+        await asyncio.gather(*(o.push(push, values, chunk_bytes) for o, _, values in self._with_parts(flat)))
+
+    async def initialise(self, initial: pb.Initial, flat: Array, chunk_bytes: int) -> None:
+        """Bring the rest of the initial parameters; `initial` is the coordinator's first message of them."""
+        for other, _, values in self._with_parts(flat):
+            for start, chunk in in_chunks(values, chunk_bytes):
+                message = pb.Initial(shard=initial.shard, epoch=initial.epoch, offset=start)
+                message.tensors.extend(initial.tensors if start == 0 else [])
+                await other.stream.send(pb.WorkerMessage(initial=message), chunk)
+
+    def _with_parts(self, flat: Array) -> Iterator[tuple[Partition, Layout, Array]]:
+        for other, part in zip(self._others, self._parts, strict=True):
+            yield other, part, flat[part.start : part.start + part.size]
+
+
+def prove(welcome: pb.Welcome) -> bytes | None:
+    """Return the random bytes of a server's memory, if this process sees them."""
+    if not welcome.HasField("probe"):
+        return None
+    probe = welcome.probe
+    try:
+        return Segment.open(probe.pid, probe.descriptor, PROBE_BYTES, np.dtype(np.uint8)).values.tobytes()
+    except ProtocolError:
+        return None
+
+
+def in_chunks(flat: Array, chunk_bytes: int) -> list[tuple[int, Array]]:
+    """Return the chunks of a vector, and where they start."""
+    size = chunk_bytes // flat.itemsize
+    return [(start, flat[start : start + size]) for start in range(0, flat.size, size)]
