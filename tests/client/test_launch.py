@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from paramserver.client import Client, Job, JobFailed, RequestError
-from paramserver.client.launch import LocalCluster, check_workers
+from paramserver.client.launch import LocalCluster, check_counts
 
 #: Would train for hours.
 LONG = """
@@ -163,4 +163,4 @@ def test_a_server_that_does_not_start_fails_with_its_last_words(
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_are_a_wrong_request(workers: int) -> None:
     with pytest.raises(RequestError, match=f"workers is {workers}"):
-        check_workers(workers)
+        check_counts(workers)

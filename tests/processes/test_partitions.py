@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from paramserver.wire.v1 import paramserver_pb2 as pb
-from processes.cluster import Array, Cluster, Control
+from processes.cluster import Cluster, Control
 from processes.test_training_processes import WIDE, data, job
 
 

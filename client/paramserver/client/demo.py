@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramserver.client.connection.client import Client, Point
-from paramserver.client.launch import LocalCluster, check_workers
+from paramserver.client.launch import LocalCluster, check_counts
 from paramserver.client.training import Progress
 from paramserver.wire.errors import JobFailed
 from paramserver.wire.job import Job
@@ -48,7 +48,7 @@ class Demonstration:
         return asdict(self)
 
 
-def demo_job(mode: str = "sync") -> Job:
+def demo_job(mode: str = "sync", servers: int = 1) -> Job:
     """Return the job: 1000 points of y = 2x + 1 with noise, four shards, whole shards as batches, float64.
 
     Raises:
@@ -62,25 +62,27 @@ def demo_job(mode: str = "sync") -> Job:
             "train": {"mode": mode, "steps": length_and_rate["steps"], "dtype": "float64"},
             "optimizer": length_and_rate["optimizer"],
             # It leaves no files, and is made again in a second.
-            "server": {"durability": "none"},
+            "server": {"durability": "none", "partitions": servers},
         },
         origin="demo",
     )
 
 
-def demonstrate(mode: str = "sync", workers: int = 4, progress: Progress | None = None) -> Demonstration:
+def demonstrate(
+    mode: str = "sync", workers: int = 4, progress: Progress | None = None, servers: int = 1
+) -> Demonstration:
     """Train the demonstration on processes of this machine and solve it in closed form; leaves no files.
 
     Raises:
         RequestError: if mode or number of workers are wrong.
         JobFailed: if training failed.
     """
-    job = demo_job(mode)
-    check_workers(workers)
+    check_counts(workers, servers)
+    job = demo_job(mode, servers)
     history: list[Point] = []
     with (
         tempfile.TemporaryDirectory(prefix="paramserver-demo-") as folder,
-        LocalCluster(workers, Path(folder), Path(folder)) as cluster,
+        LocalCluster(workers, Path(folder), Path(folder), servers=servers) as cluster,
         Client(cluster.address) as client,
     ):
         # Were some to begin alone, the last updates of an async job would come from the shards of the others only.

@@ -1,4 +1,4 @@
-"""A server and workers as processes of this machine, which end with whoever started them."""
+"""Servers and workers as processes of this machine, which end with whoever started them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ GRACE_S = 5.0
 _LOOK_S = 0.01
 
 
-def check_workers(workers: int) -> None:
-    """Refuse a number of worker processes that makes no sense.
+def check_counts(workers: int, servers: int = 1) -> None:
+    """Refuse numbers of processes that make no sense.
 
     Raises:
         RequestError: below 1.
     """
-    if workers < 1:
-        raise RequestError(f"workers is {workers}, allowed are 1 and more")
+    for name, count in (("workers", workers), ("servers", servers)):
+        if count < 1:
+            raise RequestError(f"{name} is {count}, allowed are 1 and more")
 
 
 class LocalCluster:
-    """One server and some workers; a context manager that starts them and leaves none behind.
+    """A server, or several that share θ, and some workers; a context manager that leaves none behind.
 
     Args:
         workers: how many worker processes, 1 or more.
         logs: an existing directory for one log file per process.
         base: where relative paths of jobs start for the workers.
-        state: where the server keeps its job; with it, a server that dies is started again and goes on.
+        state: where the server keeps its job, or each of several in a folder of its own within; with it, a server that
+            dies is started again and goes on.
         restarts: how often each process is started again.
         transport: `auto`, or `stream` to keep tensors out of shared memory.
+        servers: how many server processes; the job's `server.partitions` must be the same.
 
     Raises:
         JobFailed: on entry, if the server does not start; the message holds the end of its log.
@@ -54,23 +57,30 @@ class LocalCluster:
         state: Path | None = None,
         restarts: int = MAX_RESTARTS,
         transport: str = "auto",
+        servers: int = 1,
     ) -> None:
         self._transport = transport
+        self._partitions = servers
         self._count, self._logs, self._base, self._state = workers, logs, base, state
         self._supervisor = Supervisor(logs / "supervisor.log", restarts)
-        self._server: LocalProcess | None = None
+        #: By partition, as far as they were started; the last partition first.
+        self._servers: list[LocalProcess] = []
         self._workers: list[LocalProcess] = []
-        #: Where the server listens; set on entry.
+        #: Where the server, or the coordinator of several, listens; set on entry.
         self.address = ""
 
     def __enter__(self) -> Self:
         try:
-            self._server, self.address = self._start_server()
+            addresses: list[str] = []
+            # The coordinator comes last, since it has to know where the others are.
+            for partition in reversed(range(self._partitions)):
+                addresses.insert(0, self._start_server(partition, addresses))
+            self.address = addresses[0]
             for number in range(self._count):
                 name = f"worker-{number}"
                 arguments = (
                     "--server",
-                    self.address,
+                    ",".join(addresses),
                     "--name",
                     name,
                     "--base",
@@ -108,24 +118,27 @@ class LocalCluster:
         Raises:
             JobFailed: if the run can no longer go on: the server, or every worker, has died for good.
         """
-        server = self._server
-        # A server that kept nothing would come back without the job.
-        if server is not None and not server.alive and not (self._state and self._supervisor.revive(server)):
-            raise JobFailed(server.epitaph())
+        for server in self._servers:
+            # A server that kept nothing would come back without the job.
+            if not server.alive and not (self._state and self._supervisor.revive(server)):
+                raise JobFailed(server.epitaph())
         going_on = [self._supervisor.revive(worker) for worker in self._workers]
         if self._workers and not any(going_on):
             raise JobFailed("\n".join(worker.epitaph() for worker in self._workers))
 
     def pids(self) -> dict[str, int]:
-        """Return the process ids of those that run, by name: `server`, `worker-0`, …"""
-        members = [self._server, *self._workers] if self._server is not None else self._workers
+        """Return the process ids of those that run, by name: `server` (of several `server-0`, …), `worker-0`, …"""
+        members = (*reversed(self._servers), *self._workers)
         return {member.name: member.process.pid for member in members if member.alive}
 
     def stop(self) -> None:
-        """End the workers, then the server: politely first, by force when that takes too long or is interrupted."""
-        servers = [self._server] if self._server is not None else []
+        """End the workers, then the server: politely first, by force when that takes too long or is interrupted.
+
+        Of several servers the coordinator comes first, since what it saves in the end needs the others.
+        """
+        servers = self._servers[::-1]
         try:
-            for group in (self._workers, servers):
+            for group in (self._workers, servers[:1], servers[1:]):
                 for member in group:
                     member.process.terminate()
                 deadline = time.monotonic() + GRACE_S
@@ -141,12 +154,22 @@ class LocalCluster:
             for member in members:
                 member.process.wait()
 
-    def _start_server(self) -> tuple[LocalProcess, str]:
-        file = self._logs / "server.address"
+    def _start_server(self, partition: int, others: list[str]) -> str:
+        """Start a server and return its address; `others` are those of the partitions behind it."""
+        state, name = self._state, "server"
+        place: tuple[str, ...] = ()
+        if self._partitions > 1:
+            name = f"server-{partition}"
+            place = ("--partition", f"{partition}/{self._partitions}")
+            if partition == 0:
+                place += ("--peers", ",".join(others))
+            state = None if state is None else state / name
+        file = self._logs / f"{name}.address"
         file.unlink(missing_ok=True)
-        keep = () if self._state is None else ("--state", str(self._state))
+        keep = place if state is None else (*place, "--state", str(state))
         arguments = ("--listen", "127.0.0.1:0", "--address-file", str(file), *keep)
-        server = self._server = LocalProcess("server", self._logs, "paramserver.server", *arguments)
+        server = LocalProcess(name, self._logs, "paramserver.server", *arguments)
+        self._servers.append(server)
         deadline = time.monotonic() + START_S
         while not file.exists():
             if time.monotonic() > deadline:
@@ -160,4 +183,4 @@ class LocalCluster:
         address = file.read_text(encoding="utf-8").strip()
         # Started again, it must be where the workers look for it.
         server.arguments = ("--listen", address, *keep)
-        return server, address
+        return address

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paramserver.client.connection.client import Client, Point, Update
 from paramserver.client.evaluate import evaluate, open_test
-from paramserver.client.launch import START_S, LocalCluster, check_workers
+from paramserver.client.launch import START_S, LocalCluster, check_counts
 from paramserver.client.rundirectory import Origin, RunDirectory
 from paramserver.client.supervisor import MAX_RESTARTS
 from paramserver.wire.errors import (
@@ -87,7 +87,7 @@ class Result:
 def train(
     job: Job,
     workers: int = 2,
-    servers: int = 1,
+    servers: int | None = None,
     server: str | None = None,
     run: str | Path | None = None,
     base: str | Path | None = None,
@@ -100,7 +100,8 @@ def train(
     Args:
         job: what to train.
         workers: worker processes to start on this machine; without effect if `server` is given.
-        servers: server processes to start; 1 for now.
+        servers: server processes to start, which share the parameters; `server.partitions` of the job if left out. With
+            `server` set, it is how many servers that job is for.
         server: address of a running server, whose workers then do the job.
         run: directory for everything about the run, empty or new; by default `runs/<timestamp>-<task>`.
         base: where relative paths of the job start, for local workers and for the test data; by default the
@@ -116,9 +117,11 @@ def train(
         Busy: if the running server has another job.
         Unreachable: if the running server does not answer.
     """
-    check_workers(workers)
-    if servers != 1:
-        raise RequestError(f"servers is {servers}, allowed is 1")
+    check_counts(workers, 1 if servers is None else servers)
+    if servers is not None and servers != job.server.partitions:
+        tables = job.model_dump()
+        tables["server"]["partitions"] = servers
+        job = Job.from_dict(tables)
     root = Path(base or ".").resolve()
     if job.data.test or not server:
         load_task(job.task.use, job.task.options, root)
@@ -152,7 +155,7 @@ def resume(
     """
     directory, job, origin = RunDirectory.reopen(run)
     count = origin.workers if workers is None else workers
-    check_workers(count)
+    check_counts(count)
     root = Path(origin.base)
     load_task(job.task.use, job.task.options, root)
     training = _Training(job, origin.job_id, directory, root)
@@ -205,7 +208,9 @@ class _Training:
         """Run on processes of this machine, which are started again when they die."""
         state = self._directory.state if self._job.server.durability != "none" else None
         with (
-            LocalCluster(workers, self._directory.logs, self._base, state, restarts) as cluster,
+            LocalCluster(
+                workers, self._directory.logs, self._base, state, restarts, servers=self._job.server.partitions
+            ) as cluster,
             Client(cluster.address, START_S, cluster.check) as client,
         ):
             if started is not None:

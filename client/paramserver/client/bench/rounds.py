@@ -29,6 +29,7 @@ class Measured:
 
     size: int
     workers: int
+    servers: int
     transport: str
     rounds: int
     median_ms: float
@@ -49,14 +50,21 @@ class Measured:
         return asdict(self)
 
 
-def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto") -> Measured:
+def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto", servers: int = 1) -> Measured:
     """Run `rounds` rounds of `size` float32 parameters with one shard for each worker, and the floor around them.
+
+    The floor is that of a single server.
 
     Raises:
         RequestError: for sizes or counts below 1, or an unknown transport.
         JobFailed: if the run fails.
     """
-    for name, value, least in (("size", size, 1), ("workers", workers, 1), ("rounds", rounds, 5)):
+    for name, value, least in (
+        ("size", size, 1),
+        ("workers", workers, 1),
+        ("rounds", rounds, 5),
+        ("servers", servers, 1),
+    ):
         if value < least:
             raise RequestError(f"{name} is {value}, allowed are {least} and more")
     if transport not in TRANSPORTS:
@@ -65,7 +73,7 @@ def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto"
     # Half of the floor before and half after, so that a machine that gets busier shows in both.
     half = max(5, rounds // 2)
     before = time_floor(size, workers, half)
-    rounds_s, cpu_s, peaks = _run(size, workers, rounds, transport)
+    rounds_s, cpu_s, peaks = _run(size, workers, rounds, transport, servers)
     after = time_floor(size, workers, half)
     gigabytes = 2 * workers * size * 4 / 1e9
     counted = rounds_s[int(len(rounds_s) * WARM_UP) :]
@@ -75,6 +83,7 @@ def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto"
     return Measured(
         size=size,
         workers=workers,
+        servers=servers,
         transport=transport,
         rounds=len(rounds_s),
         median_ms=1e3 * median,
@@ -88,19 +97,21 @@ def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto"
     )
 
 
-def _run(size: int, workers: int, rounds: int, transport: str) -> tuple[list[float], float, dict[str, float]]:
+def _run(
+    size: int, workers: int, rounds: int, transport: str, servers: int
+) -> tuple[list[float], float, dict[str, float]]:
     job = Job.from_dict(
         {
             "task": {"use": f"{__package__}.task:Constant", "options": {"size": size}},
             "data": {"source": f"{__package__}.task:rows", "shards": workers, "batch_size": 1},
             "train": {"steps": rounds},
             "optimizer": {"learning_rate": 0.01},
-            "server": {"durability": "none"},
+            "server": {"durability": "none", "partitions": servers},
         }
     )
     with (
         tempfile.TemporaryDirectory() as logs,
-        LocalCluster(workers, Path(logs), Path.cwd(), transport=transport) as cluster,
+        LocalCluster(workers, Path(logs), Path.cwd(), transport=transport, servers=servers) as cluster,
         Client(cluster.address, timeout_s=60.0) as client,
     ):
         cluster.wait_for_workers(client)

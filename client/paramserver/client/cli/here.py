@@ -31,13 +31,14 @@ def register(app: typer.Typer) -> None:
 def demo(
     mode: Annotated[str, typer.Option(help="sync, async or ssp.")] = "sync",
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 4,
+    servers: Annotated[int, typer.Option(help="Server processes, which share the parameters.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train a linear regression on this machine and compare it with the closed form."""
     from paramserver.client.demo import demonstrate
 
     with shown() as progress:
-        found = demonstrate(mode, workers, progress)
+        found = demonstrate(mode, workers, progress, servers)
     if as_json:
         print_json(found.summary())
     else:
@@ -48,6 +49,10 @@ def train(
     job_file: Annotated[Path | None, typer.Argument(metavar="JOB.toml", help="The job.", show_default=False)] = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes to start on this machine. [default: 2, or as before]")
+    ] = None,
+    servers: Annotated[
+        int | None,
+        typer.Option(help="Server processes, which share the parameters. [default: server.partitions of the job]"),
     ] = None,
     server: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Train on this running server and its workers instead.")
@@ -77,7 +82,7 @@ def train(
                 job = Job.from_toml(job_file)
                 directory = run or rundirectory.fresh_path(job)
                 count = 2 if workers is None else workers
-                result = training.train(job, count, 1, server, directory, job_file.parent, progress)
+                result = training.train(job, count, servers, server, directory, job_file.parent, progress)
     except JobFailed:
         if as_json:
             print_json(json.loads((directory / rundirectory.RESULT).read_text(encoding="utf-8")))

@@ -21,13 +21,14 @@ def round_(
     size: Annotated[int, typer.Option(help="Parameters, float32.")] = 1_000_000,
     workers: Annotated[int, typer.Option(help="Worker processes, one shard each.")] = 2,
     rounds: Annotated[int, typer.Option(help="Synchronous rounds.")] = 200,
+    servers: Annotated[int, typer.Option(help="Server processes, which share the parameters.")] = 1,
     transport: Annotated[str, typer.Option(help="auto (shared memory here) or stream.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Time synchronous rounds: push, add up, apply, pull."""
     from paramserver.client.bench.rounds import measure_rounds
 
-    found = measure_rounds(size, workers, rounds, transport)
+    found = measure_rounds(size, workers, rounds, transport, servers)
     if as_json:
         print_json(found.summary())
         return
