@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -170,6 +171,18 @@ class Control:
         """Wait for the end of the job and return its last status."""
         *_, last = self.watch()
         return last
+
+    def finish_at_last(self) -> pb.StatusReply:
+        """Wait for the end of a job that outlives its server, and return the last status."""
+
+        def ended() -> pb.StatusReply | None:
+            with contextlib.suppress(grpc.RpcError):
+                status = self.status()
+                return None if status.state in ("survey", "initialise", "train") else status
+            return None
+
+        found: pb.StatusReply = until(ended, "the end of the job")
+        return found
 
     def train(self, job: dict[str, Any]) -> pb.StatusReply:
         """Run a job that is expected to succeed."""

@@ -83,3 +83,70 @@ def test_the_same_bits_over_one_two_and_three_servers(cluster: Cluster, transpor
             control.process.wait()
     assert found[0] == found[1]
     assert found[0] == found[2]
+
+
+#: Steps take long enough for a test to act in the middle of a run; θ is 10 elements in two tensors.
+SLOW = """
+import time
+import numpy as np
+from paramserver.worker.tasks.linear import LinearRegression
+
+class Slow(LinearRegression):
+    def loss_and_grad(self, params, batch):
+        time.sleep(0.002)
+        return super().loss_and_grad(params, batch)
+"""
+
+STEPS = 120
+
+
+def slow_job(cluster: Cluster, **changes: Any) -> dict[str, Any]:
+    data(cluster.folder)
+    (cluster.folder / "slow.py").write_text(SLOW, encoding="utf-8")
+    defaults = {"train__steps": STEPS, "server__snapshot_every_s": 0.05, "server__lease_s": 1.0}
+    return job(task__use="slow.py:Slow", optimizer__name="rmsprop", **{**defaults, **changes})
+
+
+def undisturbed(cluster: Cluster, tables: dict[str, Any]) -> bytes:
+    """Return the bits of one server and one worker to which nothing happens."""
+    control = cluster.server()
+    (worker,) = cluster.workers(control, "alone")
+    control.train(tables)
+    bits = control.bits()
+    for process in (worker, control.process):
+        process.terminate()
+        process.wait()
+    return bits
+
+
+@pytest.mark.parametrize("victims", [(1,), (0,), (2, 0, 1)], ids=str)
+def test_servers_that_are_killed_end_with_the_same_bits(cluster: Cluster, victims: tuple[int, ...]) -> None:
+    tables = slow_job(cluster)
+    expected = undisturbed(cluster, tables)
+    servers = Servers(cluster, 3, keep=True)
+    servers.workers("a", "b")
+    servers.coordinator.submit(partitioned(tables, 3))
+    for number, victim in enumerate(victims, start=1):
+        version = number * STEPS // (len(victims) + 1)
+        servers.coordinator.when(lambda s, v=version: s.version >= v)
+        servers.kill(victim)
+    last = servers.coordinator.finish_at_last()
+    assert (last.state, last.version) == ("done", STEPS), last.reason
+    assert servers.coordinator.bits() == expected
+    assert cluster.logs().count("goes on at version 0") == 0
+
+
+def test_workers_that_are_killed_between_two_pushes_are_replaced_with_the_same_bits(cluster: Cluster) -> None:
+    tables = slow_job(cluster)
+    expected = undisturbed(cluster, tables)
+    servers = Servers(cluster, 2)
+    workers = dict(zip("abc", servers.workers(*"abc"), strict=True))
+    servers.coordinator.submit(partitioned(tables, 2))
+    for number, victim in enumerate("abcab", start=1):
+        version = 20 * number
+        servers.coordinator.when(lambda s, v=version: s.version >= v)
+        workers[victim].kill()
+        workers[victim].wait()
+        workers[victim] = servers.worker(victim)
+    assert servers.coordinator.finish().state == "done"
+    assert servers.coordinator.bits() == expected
