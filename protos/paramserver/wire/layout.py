@@ -24,6 +24,9 @@ MAX_ELEMENTS = 2**40
 #: Elements of a tensor, counted from its first, between two places where it may be cut: a block of the norms.
 GRID = 65_536
 
+#: See `is_finite`.
+FEW = 1024
+
 
 class Tensor(NamedTuple):
     """A named tensor and the index of its first element in the flat vector."""
@@ -170,8 +173,11 @@ def read_values(payload: memoryview, dtype: np.dtype[Any], offset: int, size: in
 def is_finite(values: Array) -> bool:
     """Say whether no value is NaN or infinite.
 
-    A finite sum of squares proves it in one fast pass; only if that overflows is every value looked at.
+    A finite sum of squares proves it in one fast pass; only if that overflows is every value looked at. Of a few
+    values, looking is cheaper than keeping numpy from warning.
     """
+    if values.size <= FEW:
+        return bool(np.isfinite(values).all())
     flat = values.ravel()
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.dot(flat, flat)
