@@ -108,7 +108,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("stop.patience", 0, ["'stop.patience' is 0"]),
     ("stop.max_seconds", -1, ["'stop.max_seconds' is -1"]),
     ("server.lease_s", 0.0, ["'server.lease_s' is 0.0", "greater than or equal to 0.1"]),
-    ("server.partitions", 2, ["'server.partitions' is 2. Allowed: 1"]),
+    ("server.partitions", 0, ["'server.partitions' is 0", "greater than or equal to 1"]),
     (
         "sever",
         {},
@@ -176,3 +176,25 @@ def test_what_is_no_job_file_is_refused_by_its_path(tmp_path: Path, content: byt
     assert said in str(caught.value)
     with pytest.raises(JobError, match="cannot be read"):
         Job.from_toml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("optimizer", "name", "lamb"),
+        ("optimizer", "name", "lars"),
+        ("train", "clip_contribution", 1.0),
+        ("train", "aggregate", "krum"),
+    ],
+)
+def test_what_needs_the_whole_gradient_is_refused_with_several_servers(table: str, key: str, value: Any) -> None:
+    tables: dict[str, Any] = {
+        "task": {"use": "linear_regression"},
+        "data": {"source": "x.npz"},
+        table: {key: value},
+        "server": {"partitions": 2},
+    }
+    with pytest.raises(JobError, match=rf"{table}\.{key} = .*server.partitions = 2; allowed is 1"):
+        Job.from_dict(tables)
+    tables["server"]["partitions"] = 1
+    Job.from_dict(tables)
