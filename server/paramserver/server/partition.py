@@ -33,29 +33,31 @@ class PartitionService(rpc.PartitionServicer):
 
     async def Follow(self, _requests: Any, context: Context) -> None:
         """Follow a coordinator until its stream ends."""
-        reports: asyncio.Queue[pb.Report] = asyncio.Queue()
-        cluster = b""
-        tasks: list[asyncio.Task[None]] = []
         try:
             first = await context.read()
             if first is grpc.aio.EOF:
                 return
             if first.WhichOneof("kind") != "lead" or first.lead.protocol != PROTOCOL:
                 raise ProtocolError(f"the first order must be lead, with protocol {PROTOCOL}")
-            # Whoever leads at the same time is told apart by this, even if it gave itself no name.
-            cluster = first.lead.cluster or os.urandom(8)
-            first.lead.cluster = cluster
-            following = self._follower.follow(first.lead, reports.put_nowait)
-            reports.put_nowait(pb.Report(following=following))
-            tasks = [asyncio.create_task(_write(reports, context)), asyncio.create_task(self._beat())]
-            while (order := await context.read()) is not grpc.aio.EOF and self._follower.cluster == cluster:
-                await self._follower.obey(order)
+            await self._follow(first.lead, context)
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
+
+    async def _follow(self, lead: pb.Lead, context: Context) -> None:
+        reports: asyncio.Queue[pb.Report | None] = asyncio.Queue()
+        # Whoever leads at the same time is told apart by this, even if it gave itself no name.
+        lead.cluster = cluster = lead.cluster or os.urandom(8)
+        reports.put_nowait(pb.Report(following=self._follower.follow(lead, reports.put_nowait)))
+        writer, beat = asyncio.create_task(_write(reports, context)), asyncio.create_task(self._beat())
+        try:
+            while (order := await context.read()) is not grpc.aio.EOF and self._follower.cluster == cluster:
+                await self._follower.obey(order)
         finally:
             self._follower.leave_lead(cluster)
-            for task in tasks:
-                task.cancel()
+            beat.cancel()
+            # A stream must not end in the middle of a write.
+            reports.put_nowait(None)
+            await writer
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> AsyncIterator[pb.ReadReply]:
         """Stream θ as it was at a capture, once."""
@@ -101,8 +103,8 @@ class FollowerControl(rpc.ControlServicer):
     Watch = Pull = _refuse_stream
 
 
-async def _write(reports: asyncio.Queue[pb.Report], context: Context) -> None:
-    # When the stream breaks, the reading ends and tells.
-    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-        while True:
-            await context.write(await reports.get())
+async def _write(reports: asyncio.Queue[pb.Report | None], context: Context) -> None:
+    """Send reports until there is a None; when the stream breaks before, the reading tells."""
+    with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+        while (report := await reports.get()) is not None:
+            await context.write(report)
