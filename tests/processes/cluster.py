@@ -147,10 +147,9 @@ class Control:
     def joined(self, *names: str) -> None:
         until(lambda: set(names) <= {w.name for w in self.status().workers}, f"{names} to join")
 
-    def when_ready(self, partitions: int) -> None:
-        """Wait until the coordinator leads all partitions."""
-        if partitions > 1:
-            until(lambda: self.status().reason == "no job was submitted", "the coordinator to find all partitions")
+    def when_open(self) -> None:
+        """Wait until all partitions are there."""
+        until(lambda: all(p.state == "ready" for p in self.status().partitions), "all partitions")
 
     def watch(self) -> Iterator[pb.StatusReply]:
         for reply in self.stub.Watch(pb.WatchRequest(), timeout=DEADLINE_S):

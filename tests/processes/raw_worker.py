@@ -103,7 +103,7 @@ class RawWorker:
     def push(self, work: pb.Work, which: int, gradient: Array, pull: bool = False, **change: Any) -> None:
         """Push a gradient, in chunks, for one of the assignments; `change` replaces fields."""
         a = work.assignments[which]
-        count = self.chunk_bytes // 8
+        count = (self.chunk_bytes or 1 << 20) // 8
         for start in range(0, gradient.size, count):
             last = start + count >= gradient.size
             fields = {

@@ -5,9 +5,15 @@ from __future__ import annotations
 import subprocess
 from typing import Any
 
+import numpy as np
 import pytest
 
-from processes.cluster import Cluster, Control
+from paramserver.client import Client
+from paramserver.wire.errors import ParamserverError, RequestError
+from paramserver.wire.job import Job
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from processes.cluster import Array, Cluster, Control, until
+from processes.raw_worker import RawWorker
 from processes.test_training_processes import WIDE, data, job
 
 
@@ -21,7 +27,7 @@ class Servers:
         self.controls: list[Control] = [None] * count  # type: ignore[list-item]
         for partition in reversed(range(count)):
             self.start(partition)
-        self.coordinator.when_ready(count)
+        self.coordinator.when_open()
 
     @property
     def coordinator(self) -> Control:
@@ -150,3 +156,181 @@ def test_workers_that_are_killed_between_two_pushes_are_replaced_with_the_same_b
         workers[victim] = servers.worker(victim)
     assert servers.coordinator.finish().state == "done"
     assert servers.coordinator.bits() == expected
+
+
+@pytest.mark.parametrize("mode", ["async", "ssp"])
+def test_without_rounds_every_step_counts_once_on_every_server(cluster: Cluster, mode: str) -> None:
+    tables = slow_job(cluster, train__mode=mode, train__delay_compensation=0.1, train__staleness_scaling=True)
+    servers = Servers(cluster, 2, keep=True)
+    servers.workers("a", "b")
+    servers.coordinator.submit(partitioned(tables, 2))
+    servers.coordinator.when(lambda s: s.version >= 100)
+    servers.kill(1)
+    last = servers.coordinator.finish_at_last()
+    assert (last.state, last.version) == ("done", 4 * STEPS), last.reason
+    assert list(last.clock) == [STEPS] * 4
+    assert sum(last.staleness.values()) == 4 * STEPS
+    assert all(np.isfinite(value).all() for value in servers.coordinator.theta().values())
+
+
+def test_what_needs_the_norm_of_the_whole_gradient_has_the_same_bits(cluster: Cluster) -> None:
+    data(cluster.folder)
+    (cluster.folder / "wide.py").write_text(WIDE, encoding="utf-8")
+    narrow = job(optimizer__clip_norm=0.5, stop__tolerance=1e-9, train__steps=60)
+    wide = job(task__use="wide.py:Wide", optimizer__clip_norm=0.5, train__steps=4, train__dtype="float32")
+    median = job(train__aggregate="median", train__steps=20)
+    found = []
+    for count in (1, 3):
+        servers = Servers(cluster, count)
+        servers.workers("a", "b")
+        found.append([])
+        for tables in (narrow, wide, median):
+            last = servers.coordinator.train(partitioned(tables, count))
+            found[-1].append((servers.coordinator.bits(), last.reason, last.loss))
+    assert found[0] == found[1]
+
+
+def test_a_quorum_a_switched_policy_and_a_stop_reach_all_servers(cluster: Cluster) -> None:
+    tables = slow_job(cluster, train__quorum=3, train__steps=10_000)
+    servers = Servers(cluster, 2, keep=True)
+    servers.workers("a", "b", "c")
+    coordinator = servers.coordinator
+    coordinator.submit(partitioned(tables, 2))
+    coordinator.when(lambda s: s.version >= 20)
+    with Client(coordinator.address) as client:
+        for mode in ("async", "ssp", "sync"):
+            version = client.status().version
+            assert client.set_policy(mode, quorum=0).train.mode == mode
+            coordinator.when(lambda s, v=version: s.version >= v + 50)
+        found = client.checkpoint()
+        assert found.version >= version
+        theta, version = client.pull()
+        assert version >= found.version
+        assert {name: value.shape for name, value in theta.items()} == {"w": (3,), "b": (1,)}
+        stopped = client.stop()
+        assert client.status().state == "stopped"
+        after, version = client.pull()
+        assert version == stopped
+        until(lambda: [p.version for p in client.status().partitions] == [stopped, stopped], "the second server")
+        # What was said to be saved is there after both have been killed.
+        servers.kill(0)
+        servers.kill(1)
+        again, version = until(lambda: quietly(client.pull), "θ after the restart")
+    assert version == stopped
+    assert all(np.array_equal(after[name], again[name]) for name in after)
+
+
+def quietly(pull: Any) -> Any:
+    try:
+        return pull()
+    except ParamserverError:
+        return None
+
+
+def test_a_job_of_which_nothing_is_kept_fails_with_a_server(cluster: Cluster) -> None:
+    tables = slow_job(cluster)
+    servers = Servers(cluster, 2)
+    servers.workers("a")
+    servers.coordinator.submit(partitioned(tables, 2))
+    servers.coordinator.when(lambda s: s.version >= 10)
+    servers.kill(1)
+    last = servers.coordinator.finish_at_last()
+    assert last.state == "failed"
+    assert f"no server answers at {servers.controls[1].address}" in last.reason
+    assert "nothing of the job is kept" in last.reason
+    servers.coordinator.when_open()
+    assert servers.coordinator.train(partitioned({**tables, "train": {"steps": 3}}, 2)).version == 3
+
+
+def test_whoever_takes_a_server_for_another_is_told(cluster: Cluster) -> None:
+    data(cluster.folder)
+    servers = Servers(cluster, 2)
+    first, second = servers.controls
+    for server, expected in (
+        (first.address, "this is partition 0 of 2, the worker takes it for a server that holds all of θ"),
+        (second.address, "this is partition 1 of 2, the worker takes it for a server that holds all of θ"),
+        (f"{second.address},{first.address}", "this is partition"),
+        (f"{first.address},{second.address},{second.address}", "the worker takes it for partition 1 of 3"),
+    ):
+        status, said = cluster.run("worker", "--server", server, "--name", "lost")
+        assert status == 1
+        assert expected in said
+    with Client(second.address) as client, pytest.raises(RequestError, match="name the coordinator, partition 0"):
+        client.submit(Job.from_dict(job()))
+    with Client(first.address) as client, pytest.raises(RequestError, match="server.partitions = 1, but this is part"):
+        client.submit(Job.from_dict(job()))
+    alone = cluster.server()
+    with Client(alone.address) as client, pytest.raises(RequestError, match="allowed here is 1"):
+        client.submit(Job.from_dict(partitioned(job(), 2)))
+    wrong = cluster.server("127.0.0.1:0", "--partition", "0/3", "--peers", f"{second.address},{second.address}")
+    until(lambda: "the coordinator takes it for partition" in wrong.status().reason, "the complaint")
+    status, said = cluster.run("server", "--partition", "2/2")
+    assert (status, "'2/2' is not I/K" in said) == (2, True)
+    status, said = cluster.run("server", "--partition", "0/2")
+    assert (status, "--peers: 0 addresses" in said) == (2, True)
+
+
+def test_a_worker_that_died_between_two_pushes_has_not_contributed(cluster: Cluster) -> None:
+    """By hand: one server has a contribution and the other has not, then another worker brings it to both."""
+    servers = Servers(cluster, 2)
+    tables = partitioned(job(data__shards=1, data__batch_size=0, train__steps=2, train__dtype="float64"), 2)
+    dying = ByHand(servers, "dying")
+    servers.coordinator.submit(tables)
+    work = dying.begin(np.array([1.0, 2.0, 3.0, 4.0]))
+    dying.push(1, work, np.array([30.0, 40.0]))
+    servers.coordinator.when(lambda s: s.partitions[1].bytes_received > 0)
+    dying.close()
+    servers.coordinator.when(lambda s: not s.workers)
+    heir = ByHand(servers, "heir")
+    heir.main.pull()
+    work, values = heir.main.work()
+    assert np.frombuffer(values).tolist() == [1.0, 2.0]
+    assert heir.fetch(work).tolist() == [3.0, 4.0]
+    heir.push(0, work, np.array([10.0, 20.0]))
+    assert servers.coordinator.status().version == 0
+    heir.push(1, work, np.array([30.0, 40.0]))
+    servers.coordinator.when(lambda s: s.version == 1)
+    heir.main.pull()
+    work, values = heir.main.work()
+    theta = np.concatenate([np.frombuffer(values), heir.fetch(work)])
+    # Ten samples, and a learning rate of 0.05.
+    assert theta.tolist() == pytest.approx([0.95, 1.9, 2.85, 3.8], rel=1e-15)
+    heir.close()
+
+
+class ByHand:
+    """A worker of two servers, driven message by message."""
+
+    def __init__(self, servers: Servers, name: str) -> None:
+        self.other = RawWorker(servers.controls[1], name, pb.Join())
+        self.other.send(join=pb.Join(protocol=1, worker=name, partition=1, partitions=2))
+        welcome = self.other.expect("welcome").welcome
+        self.main = RawWorker(servers.coordinator, name, pb.Join())
+        self.main.send(join=pb.Join(protocol=1, worker=name, partitions=2))
+        assert self.main.expect("welcome").welcome.cluster == welcome.cluster != b""
+
+    def begin(self, theta: Array) -> pb.Work:
+        self.main.pull()
+        (survey,) = self.main.work()[0].assignments
+        self.main.send(survey=pb.Survey(shard=0, epoch=survey.epoch, rows=10, features=3))
+        self.main.pull()
+        (initial,) = self.main.work()[0].assignments
+        tensors = [pb.Tensor(name="w", shape=[4])]
+        for worker, values in ((self.other, theta[2:]), (self.main, theta[:2])):
+            message = pb.Initial(shard=0, epoch=initial.epoch, tensors=tensors)
+            worker.send(values.tobytes(), initial=message)
+        self.main.pull()
+        return self.main.work()[0]
+
+    def fetch(self, work: pb.Work) -> Array:
+        self.other.send(pull=pb.PullWork(version=work.version, shards=[0]))
+        found, values = self.other.work()
+        assert (found.version, list(found.assignments)) == (work.version, [])
+        return np.frombuffer(values)
+
+    def push(self, partition: int, work: pb.Work, values: Array) -> None:
+        (self.main, self.other)[partition].push(work, 0, values)
+
+    def close(self) -> None:
+        self.main.close()
+        self.other.close()

@@ -239,7 +239,7 @@ class Coordinator(Shell):
         run = self.run
         parts = run.store.layout.whole.cut(self.place.partitions) if run is not None and run.store is not None else []
         own = pb.PartitionStatus(
-            state="ready",
+            state="ready" if self._is_open else self._why_not,
             version=0 if run is None else run.engine.version,
             bytes_received=sum(session.received for session in self.sessions.values()),
             bytes_sent=sum(session.sent for session in self.sessions.values()),
