@@ -257,7 +257,10 @@ def test_whoever_takes_a_server_for_another_is_told(cluster: Cluster) -> None:
         assert expected in said
     with Client(second.address) as client, pytest.raises(RequestError, match="name the coordinator, partition 0"):
         client.submit(Job.from_dict(job()))
-    with Client(first.address) as client, pytest.raises(RequestError, match="server.partitions = 1, but this is part"):
+    with (
+        Client(first.address) as client,
+        pytest.raises(RequestError, match=r"server\.partitions = 1, but this is part"),
+    ):
         client.submit(Job.from_dict(job()))
     alone = cluster.server()
     with Client(alone.address) as client, pytest.raises(RequestError, match="allowed here is 1"):

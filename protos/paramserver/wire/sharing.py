@@ -19,8 +19,11 @@ import numpy as np
 from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array
 
-#: The first page holds the sequence number, the tensor begins on the second.
-HEADER_BYTES = 4096
+PAGE_BYTES = 4096
+
+#: The first page holds the sequence number, the vector begins on the second: at its start, or as far into it as a part
+#: of a larger vector begins within a page of that.
+HEADER_BYTES = PAGE_BYTES
 
 #: Size of the random probe by which two processes find out whether they share memory.
 PROBE_BYTES = 32
@@ -45,23 +48,25 @@ class Segment:
     The creator maps it for writing; `Segment.open` maps another process's for reading.
     """
 
-    def __init__(self, descriptor: int, memory: mmap.mmap, size: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, descriptor: int, memory: mmap.mmap, size: int, dtype: np.dtype[Any], start: int = 0) -> None:
         self._memory = memory
         #: In the owner's table; -1 for a segment of another process.
         self.descriptor = descriptor
         #: The shared vector.
-        self.values: Array = np.frombuffer(memory, dtype=dtype, count=size, offset=HEADER_BYTES)
+        self.values: Array = np.frombuffer(memory, dtype=dtype, count=size, offset=_first_byte(start, dtype))
         #: Odd while the vector is being changed; see `copy_whole`.
         self.sequence = np.frombuffer(memory, dtype=np.uint64, count=1)
 
     @classmethod
-    def create(cls, size: int, dtype: np.dtype[Any], owner_writes_only: bool = False) -> Segment:
+    def create(cls, size: int, dtype: np.dtype[Any], owner_writes_only: bool = False, start: int = 0) -> Segment:
         """Make a segment filled with zeros; the pages are there at once, not at first touch.
+
+        `start` is where in a larger vector this one begins.
 
         Raises:
             OSError: if there is not enough memory.
         """
-        length = HEADER_BYTES + size * dtype.itemsize
+        length = _first_byte(start, dtype) + size * dtype.itemsize
         descriptor = os.memfd_create("paramserver", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(descriptor, 0o600)
@@ -72,29 +77,24 @@ class Segment:
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(descriptor, memory, size, dtype)
+        return cls(descriptor, memory, size, dtype, start)
 
     @classmethod
-    def open(cls, pid: int, descriptor: int, size: int, dtype: np.dtype[Any]) -> Segment:
+    def open(cls, pid: int, descriptor: int, size: int, dtype: np.dtype[Any], start: int = 0) -> Segment:
         """Map another process's segment for reading.
 
         Raises:
             ProtocolError: if there is none, it is too short, or it could shrink under the reader.
         """
-        length = HEADER_BYTES + size * dtype.itemsize
+        length = _first_byte(start, dtype) + size * dtype.itemsize
+        own = open_sealed(pid, descriptor, length)
         try:
-            own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise PeerGone(f"no shared memory {descriptor} of process {pid}: {error.strerror}") from None
-        try:
-            if not fcntl.fcntl(own, _GET_SEALS) & _SEAL_SHRINK or os.fstat(own).st_size < length:
-                raise ProtocolError(f"shared memory {descriptor} of process {pid} is short or not sealed")
             memory = mmap.mmap(own, length, prot=mmap.PROT_READ)
         except OSError as error:
             raise ProtocolError(f"shared memory {descriptor} of process {pid}: {error.strerror}") from None
         finally:
             os.close(own)
-        return cls(-1, memory, size, dtype)
+        return cls(-1, memory, size, dtype, start)
 
     def close(self) -> None:
         """Give up the descriptor; the memory goes when nothing maps it any more."""
@@ -123,3 +123,27 @@ class Segment:
             elif time.monotonic() - since > STUCK_S:
                 raise PeerGone(f"the owner of shared memory stopped in the middle of change {before // 2 + 1} of it")
             os.sched_yield()
+
+
+def open_sealed(pid: int, descriptor: int, length: int) -> int:
+    """Return a descriptor of another process's segment, which has at least `length` bytes and never fewer.
+
+    Raises:
+        ProtocolError: if there is none, it is too short, or it could shrink under the reader.
+    """
+    try:
+        own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise PeerGone(f"no shared memory {descriptor} of process {pid}: {error.strerror}") from None
+    try:
+        if fcntl.fcntl(own, _GET_SEALS) & _SEAL_SHRINK and os.fstat(own).st_size >= length:
+            return own
+        reason = "is short or not sealed"
+    except OSError as error:
+        reason = f"cannot be used: {error.strerror}"
+    os.close(own)
+    raise ProtocolError(f"shared memory {descriptor} of process {pid} {reason}")
+
+
+def _first_byte(start: int, dtype: np.dtype[Any]) -> int:
+    return HEADER_BYTES + start * dtype.itemsize % PAGE_BYTES

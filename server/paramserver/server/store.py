@@ -37,7 +37,7 @@ class Store:
         self.layout = layout
         self._segment: Segment | None = None
         if sharing.AVAILABLE:
-            self._segment = Segment.create(layout.size, layout.dtype, owner_writes_only=True)
+            self._segment = Segment.create(layout.size, layout.dtype, owner_writes_only=True, start=layout.start)
             self.theta = self._segment.values
         else:
             self.theta = np.empty(layout.size, layout.dtype)

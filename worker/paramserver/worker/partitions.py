@@ -14,6 +14,7 @@ import numpy as np
 
 from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array, Layout, read_values
+from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.stream import Stream
@@ -28,6 +29,7 @@ class Partition:
         self.stream = stream
         self.welcome = pb.Welcome()
         #: Where its part of θ is, if it shares memory.
+        self._memory: pb.SharedMemory | None = None
         self._theta: Segment | None = None
         #: Version of its part that the worker holds.
         self._held: int | None = None
@@ -47,10 +49,13 @@ class Partition:
 
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""
-        self._theta = self._held = None
+        self._memory = self._theta = self._held = None
 
-    async def fetch(self, version: int, shards: Sequence[int], part: Layout, out: Array) -> None:
-        """Write its part of θ to `out`, at `version` or the first later one that it has."""
+    async def fetch(self, version: int, shards: Sequence[int], part: Layout, out: Array, mosaic: Mosaic | None) -> None:
+        """Have its part of θ in `out`, at `version` or the first later one that it has.
+
+        With a mosaic, of which `out` is a slice, memory that is shared is shown there and not copied.
+        """
         pull = pb.PullWork(version=version, shards=shards)
         if self._held is not None:
             pull.held = self._held
@@ -64,16 +69,15 @@ class Partition:
                         values = read_values(payload, part.dtype, work.offset, part.size)
                         out[work.offset : work.offset + values.size] = values
                     if work.last:
-                        if self._theta is not None:
-                            self._theta.copy_whole(out)
+                        if self._memory is not None:
+                            self._show(self._memory, part, out, mosaic)
                         else:
                             self._held = work.version
                         return
                 case "layout":
                     described = message.layout
                     if described.HasField("theta"):
-                        memory = described.theta
-                        self._theta = Segment.open(memory.pid, memory.descriptor, part.size, part.dtype)
+                        self._memory, self._theta = described.theta, None
                 case "refusal":
                     refusal = message.refusal
                     log.warning(
@@ -86,6 +90,14 @@ class Partition:
                 case other:
                     raise ProtocolError(f"{self.stream.address} sent {other or 'an empty message'} to a fetch")
         raise PeerGone(f"{self.stream.address} ended the stream")
+
+    def _show(self, memory: pb.SharedMemory, part: Layout, out: Array, mosaic: Mosaic | None) -> None:
+        if mosaic is not None:
+            mosaic.lay(part.start, part.size, memory.pid, memory.descriptor)
+            return
+        if self._theta is None:
+            self._theta = Segment.open(memory.pid, memory.descriptor, part.size, part.dtype, part.start)
+        self._theta.copy_whole(out)
 
     async def push(self, push: pb.Push, values: Array, chunk_bytes: int) -> None:
         """Bring its part of a contribution; `push` is that of the coordinator, and stays as it is."""
@@ -160,12 +172,14 @@ class Partitions:
         """Return the coordinator's part of a vector."""
         return flat[: self._parts[0].start] if self._parts else flat
 
-    async def fetch(self, work: pb.Work, flat: Array) -> None:
+    async def fetch(self, work: pb.Work, flat: Array, mosaic: Mosaic | None) -> None:
         """Bring the rest of θ to the version of the work, or a later one."""
         shards = [a.shard for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
-        if shards:
-            fetches = (o.fetch(work.version, shards, p, out) for o, p, out in self._with_parts(flat))
-            await asyncio.gather(*fetches)
+        if not shards:
+            return
+        await asyncio.gather(*(o.fetch(work.version, shards, p, v, mosaic) for o, p, v in self._with_parts(flat)))
+        if mosaic is not None:
+            mosaic.settle()
 
     async def announce(self, slot: pb.Slot) -> None:
         """Tell all of them where contributions of a shard will be laid."""

@@ -20,11 +20,12 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from paramserver.wire import sharing
+from paramserver.wire import mosaic, sharing
 from paramserver.wire.errors import ParamserverError, ProtocolError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.moments import Moments
+from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
@@ -77,16 +78,22 @@ class Replica:
         self.layout = layout = Layout.from_proto(described.tensors, dtype)
         own = partitions.lay_out(layout)
         self._shared: Segment | None = None
+        self._mosaic: Mosaic | None = None
         if described.HasField("theta"):
             memory = described.theta
             self._shared = Segment.open(memory.pid, memory.descriptor, own.size, layout.dtype)
         self.shares_memory = self._shared is not None
         self.nbytes = layout.size * layout.dtype.itemsize
-        if self._shared is not None and not described.moves and not partitions:
+        stays = self._shared is not None and not described.moves
+        if stays and partitions and mosaic.AVAILABLE:
+            self._shared, self._mosaic = None, Mosaic(layout.size, layout.dtype)
+            self._mosaic.lay(0, own.size, memory.pid, memory.descriptor)
+            flat = self._mosaic.values
+        elif self._shared is not None and stays and not partitions:
             flat, self._shared = self._shared.values, None
         else:
             flat = np.empty(layout.size, layout.dtype)
-        self.flat: Array = flat
+        self._flat: Array = flat
         #: What the server that sent the layout holds of it.
         self._own = partitions.own(flat)
         readonly = flat.view()
@@ -103,6 +110,10 @@ class Replica:
         """Make the views show one whole version, after `write` or from the server's moving memory."""
         if self._shared is not None:
             self._shared.copy_whole(self._own)
+
+    async def fetch(self, work: pb.Work, partitions: Partitions) -> None:
+        """Bring what other servers hold of it to the version of the work."""
+        await partitions.fetch(work, self._flat, self._mosaic)
 
 
 class Place:
@@ -297,7 +308,7 @@ class Trainer:
         if replica is not None:
             replica.settle()
             if self._partitions:
-                await self._partitions.fetch(work, replica.flat)
+                await replica.fetch(work, self._partitions)
         try:
             await self._carry_out(stream, work)
         except ParamserverError as error:
