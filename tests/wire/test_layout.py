@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramserver.wire.errors import TensorError
-from paramserver.wire.layout import MAX_ELEMENTS, Layout, is_finite, pack, read_values
+from paramserver.wire.layout import GRID, MAX_ELEMENTS, Layout, is_finite, pack, read_values
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
@@ -128,3 +129,45 @@ def test_values_whose_sum_overflows_are_finite_all_the_same() -> None:
     assert is_finite(np.full(100, LARGEST, np.float32))
     assert is_finite(np.array([1e308, 1e308, -1e308, -1e308] * 100))
     assert not is_finite(np.array([math.inf, -math.inf]))
+
+
+SIZES = st.lists(st.sampled_from([0, 1, 5, GRID - 1, GRID, 3 * GRID + 7, 40 * GRID]), min_size=1, max_size=6)
+
+
+@given(sizes=SIZES.filter(any), parts=st.integers(1, 7))
+def test_parts_are_consecutive_even_and_all_there_is(sizes: list[int], parts: int) -> None:
+    whole = Layout([(f"t{n}", (size,)) for n, size in enumerate(sizes)], "float32")
+    if whole.size < parts:
+        with pytest.raises(TensorError, match=f"{whole.size} parameters cannot be cut into {parts} parts"):
+            whole.cut(parts)
+        return
+    found = whole.cut(parts)
+    assert [part.start for part in found] == [0, *itertools.accumulate(part.size for part in found)][:-1]
+    assert sum(part.size for part in found) == whole.size
+    assert all(part.whole is whole or (parts == 1 and part is whole) for part in found)
+    # Tensor by tensor, the pieces make up the tensor, in order.
+    pieces: dict[str, int] = {}
+    for part in found:
+        for tensor in part.tensors:
+            pieces[tensor.name] = pieces.get(tensor.name, 0) + tensor.size
+    assert pieces | {f"t{n}": 0 for n, size in enumerate(sizes) if not size and parts > 1} == {
+        t.name: t.size for t in whole.tensors
+    }
+    for index, part in enumerate(found):
+        off_by = abs(part.start - whole.size * index // parts)
+        assert off_by <= GRID // 2 or not part.is_on_grid
+        if part.is_on_grid:
+            starts = (t.offset for t in whole.tensors if t.offset <= part.start < t.offset + t.size)
+            assert all((part.start - start) % GRID == 0 for start in starts)
+
+
+def test_a_tensor_that_is_not_cut_keeps_its_shape() -> None:
+    first, second = Layout([("a", (3, 4)), ("b", (2, 6)), ("c", ())], "float64").cut(2)
+    assert [(t.name, t.shape) for t in first.tensors] == [("a", (3, 4))]
+    assert [(t.name, t.shape) for t in second.tensors] == [("b", (2, 6)), ("c", ())]
+    small = Layout([("a", (3, 4))], "float64").cut(3)
+    assert [(t.shape, part.start, part.is_on_grid) for part in small for t in part.tensors] == [
+        ((4,), 0, False),
+        ((4,), 4, False),
+        ((4,), 8, False),
+    ]
