@@ -44,6 +44,18 @@ def test_the_summary_has_every_documented_key_and_is_json(status: pb.StatusReply
     assert found["waiting_for"][0]["worker"] == "w1"
 
 
+def test_several_servers_are_told_one_by_one(status: pb.StatusReply) -> None:
+    assert summary(status)["partitions"] == []
+    status.partitions.add(state="ready", version=7, elements=65_536)
+    status.partitions.add(partition=1, address="b:1", state="no server answers at b:1", start=65_536, elements=1000)
+    first, second = summary(status)["partitions"]
+    assert (first["partition"], first["address"], first["version"]) == (0, None, 7)
+    assert (second["address"], second["start"], second["elements"]) == ("b:1", 65_536, 1000)
+    shown = text_of(render(status))
+    assert "65,536" in shown
+    assert "no server answers at b:1" in shown
+
+
 def test_the_summary_of_an_idle_server_says_that_there_is_no_job() -> None:
     found = summary(pb.StatusReply(state="idle", reason="no job was submitted"))
     assert (found["job"], found["mode"], found["loss"], found["clock"]) == (None, None, None, [])

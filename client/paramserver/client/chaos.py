@@ -83,10 +83,11 @@ class Chaos:
             thaw.join()
 
     def _choose(self, names: list[str]) -> str:
-        workers = [name for name in names if name != "server"]
-        # The server is half of the system, however many workers there are.
-        if "server" in names and (not workers or self._chance.random() < 0.5):
-            return "server"
+        workers = [name for name in names if name.startswith("worker")]
+        servers = [name for name in names if name not in workers]
+        # The server is half of the system, however many workers there are, and so are several.
+        if servers and (not workers or self._chance.random() < 0.5):
+            return servers[0] if len(servers) == 1 else self._chance.choice(servers)
         return self._chance.choice(workers)
 
     def _freeze(self, step: int, pids: dict[str, int]) -> None:

@@ -60,6 +60,8 @@ def render(status: pb.StatusReply, steps_per_s: float = 0.0) -> RenderableType:
         parts.append(_workers(status))
     else:
         parts.append(Text("no workers have joined", style="yellow"))
+    if status.partitions:
+        parts.append(_partitions(status))
     parts += _waits(status)
     if status.rejected:
         refused = ", ".join(f"{count} {reason}" for reason, count in sorted(status.rejected.items()))
@@ -122,6 +124,24 @@ def _workers(status: pb.StatusReply) -> Table:
         )
     if len(status.workers) > _MOST_WORKERS:
         table.add_row(f"… and {len(status.workers) - _MOST_WORKERS} more")
+    return table
+
+
+def _partitions(status: pb.StatusReply) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("server")
+    for heading in ("parameters", "version", "in", "out"):
+        table.add_column(heading, justify="right")
+    table.add_column("state", overflow="ellipsis", no_wrap=True)
+    for partition in status.partitions:
+        table.add_row(
+            Text(f"{partition.partition} {partition.address}".rstrip()),
+            f"{partition.elements:,}",
+            str(partition.version),
+            _size(partition.bytes_received),
+            _size(partition.bytes_sent),
+            Text(partition.state, style=_COLOURS.get(partition.state, "yellow")),
+        )
     return table
 
 

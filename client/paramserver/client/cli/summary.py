@@ -13,7 +13,8 @@ def summary(status: pb.StatusReply) -> dict[str, Any]:
 
     `job` (its id, or None), `state`, `reason`, `mode`, `version`, `step` (the slowest shard's), `steps` (to make),
     `loss`, `seconds`, `samples`, `clock` (next step of each shard), `workers`, `shards`, `waiting_for`, `staleness`
-    (contributions applied, by versions between pull and push), `rejected` (pushes, by reason) and `bytes`.
+    (contributions applied, by versions between pull and push), `rejected` (pushes, by reason), `bytes` and, of several
+    servers, `partitions` (the coordinator first; else empty).
     """
     return {
         "job": status.job_id or None,
@@ -58,6 +59,18 @@ def summary(status: pb.StatusReply) -> dict[str, Any]:
         "staleness": {str(delay): count for delay, count in sorted(status.staleness.items())},
         "rejected": dict(sorted(status.rejected.items())),
         "bytes": {"received": status.bytes_received, "sent": status.bytes_sent},
+        "partitions": [
+            {
+                "partition": partition.partition,
+                "address": partition.address or None,
+                "state": partition.state,
+                "version": partition.version,
+                "start": partition.start,
+                "elements": partition.elements,
+                "bytes": {"received": partition.bytes_received, "sent": partition.bytes_sent},
+            }
+            for partition in status.partitions
+        ],
     }
 
 

@@ -127,7 +127,7 @@ def checkpoint(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json:
         print_json(found._asdict())
     else:
         print(f"{found.file}: version {found.version}")
-        print(f"θ sha256 {found.theta_sha256}")
+        print(f"θ sha256 {found.theta_sha256 or '–'}")
 
 
 def stop(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:

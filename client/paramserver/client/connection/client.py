@@ -46,7 +46,10 @@ class Update(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A snapshot that the server has written: the version and hash of its θ, and the file on the server's machine."""
+    """A snapshot that the server has written: the version and hash of its θ, and the file on the server's machine.
+
+    Of several servers the hash is empty, since nobody has seen the whole of θ, and the file is the coordinator's.
+    """
 
     version: int
     theta_sha256: str
