@@ -277,6 +277,7 @@ class Job(Section):
         for key, value, alone in (
             ("optimizer.name", self.optimizer.name, self.optimizer.name in ("lars", "lamb")),
             ("train.aggregate", self.train.aggregate, self.train.aggregate in ("krum", "multi_krum")),
+            ("server.durability", self.server.durability, self.server.durability not in ("none", "snapshot")),
             ("train.clip_contribution", self.train.clip_contribution, self.train.clip_contribution > 0),
         ):
             if alone:

@@ -22,7 +22,7 @@ from paramserver.server.saver import Saver
 from paramserver.server.shell import Shell
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import Saved, StateDirectory
-from paramserver.wire.errors import ParamserverError, StateError, Unreachable
+from paramserver.wire.errors import NotReady, ParamserverError, StateError, Unreachable
 from paramserver.wire.job import Job
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -158,12 +158,14 @@ class Coordinator(Shell):
         version = max(common, default=None)
         if version is None and before.engine.ended:
             log.error("job %s has ended, and the partitions have no version of it in common", before.job_id)
+            before.abandon(NotReady(f"the parameters of job {before.job_id} are gone with a partition"))
             return
         if version is None and before.engine.phase == "train":
             kept = self._directory is not None and before.job.server.durability != "none"
             if not kept:
                 reason = f"{self._why_not}; nothing of the job is kept, so it cannot go on"
                 before.engine.handle(ev.Lost(reason), time.monotonic())
+                before.abandon(NotReady(f"the parameters of job {before.job_id} are gone with a partition"))
                 return
             log.error("job %s begins anew: the partitions have no version of it in common", before.job_id)
         run = self._new_run(before.job_id, before.submitted)
@@ -260,6 +262,12 @@ class Coordinator(Shell):
         for status, part in zip(found, parts, strict=False):
             status.start, status.elements = part.start, part.size
         return found
+
+    def _tick(self) -> None:
+        # The next deadline is known when this is handled, see `_moved`.
+        self._timer = None
+        if self.run is not None:
+            self.run.feed(ev.Tick())
 
     def _moved(self) -> None:
         """Look at what an event has changed."""

@@ -164,6 +164,9 @@ class Follower:
         self.cluster = b""
         self._tell: Tell = lambda _: None
         self._directory = directory
+        if directory is not None:
+            # Which one is needed, the coordinator says; until then it takes memory for nothing.
+            directory.take_newest()
         # One thread: snapshots reach the disk in the order in which they were taken.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
         self.probe: Segment | None = None

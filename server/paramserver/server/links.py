@@ -133,6 +133,8 @@ class Link:
                 )
         except grpc.RpcError as failure:
             error = self._translated(failure)
+        except ParamserverError as failure:
+            error = failure
         finally:
             self._break(error)
 

@@ -53,6 +53,7 @@ class Step:
 class Worker:
     """Works for a server as long as the `with` block lasts; `steps()` gives out what there is to compute.
 
+    `server` is its address, or those of all servers that share θ: `"coordinator:50051,other:50051"`.
     `shards` are those that it may be given (empty: any), `base` is where relative paths of a job start, and
     `connect_timeout_s` how long to look for the server.
     """
