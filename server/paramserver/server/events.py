@@ -109,6 +109,8 @@ class Misbehaved(NamedTuple):
     shard: int
     step: int
     reason: str
+    #: The kind of offence in a word, under which it is counted.
+    fault: str = "malformed"
 
 
 class Failed(NamedTuple):
@@ -137,6 +139,12 @@ class StopAsked(NamedTuple):
     reason: str
 
 
+class Broken(NamedTuple):
+    """The server itself failed at what the engine asked for: there is no going on."""
+
+    reason: str
+
+
 class Tick(NamedTuple):
     """Time has passed."""
 
@@ -154,6 +162,7 @@ Event = (
     | Measured
     | PolicyChanged
     | StopAsked
+    | Broken
     | Tick
 )
 
@@ -175,6 +184,8 @@ class Grant(NamedTuple):
     worker: str
     version: int
     assignments: tuple[Assignment, ...]
+    #: From now on a sign of life is expected this often; None: as before.
+    heartbeat_s: float | None = None
 
 
 class Refuse(NamedTuple):
@@ -185,6 +196,8 @@ class Refuse(NamedTuple):
     step: int
     code: Code
     reason: str
+    #: What an INVALID message did wrong, in a word.
+    fault: str = ""
 
 
 class Revoke(NamedTuple):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from paramserver.server import events as ev
-from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
+from paramserver.server.engine import Engine
 from paramserver.server.history import History
+from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
@@ -20,6 +22,8 @@ from paramserver.wire.layout import Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 #: Rows, features or classes of a shard; the sums over all shards still fit 64 bits.
 MAX_COUNT = 2**40
@@ -52,6 +56,8 @@ class Run:
         #: As it was submitted; `job` has the policy of the moment.
         self.submitted = job
         self.job = job
+        #: 0: no bound.
+        self._refuse_norm = job.train.refuse_norm
         self.engine = Engine(job, epoch)
         #: Leases up to this epoch were of earlier jobs.
         self._epoch_before = epoch
@@ -94,13 +100,23 @@ class Run:
             self.history = History.of(snapshot.history or {})
 
     def feed(self, event: ev.Event) -> None:
-        """Let the engine handle an event and carry out what it asks for."""
+        """Let the engine handle an event and carry out what it asks for.
+
+        A failure on the way is the server's own (no memory, a bug): the job ends with it, and θ, which may be changed
+        in part, is no longer given out.
+        """
         events = deque([event])
-        while events:
-            for effect in self.engine.handle(events.popleft(), self._clock()):
-                follow_up = self._carry_out(effect)
-                if follow_up is not None:
-                    events.append(follow_up)
+        try:
+            while events:
+                for effect in self.engine.handle(events.popleft(), self._clock()):
+                    follow_up = self._carry_out(effect)
+                    if follow_up is not None:
+                        events.append(follow_up)
+        except Exception as error:
+            log.exception("the job cannot go on")
+            reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
+            for effect in self.engine.handle(ev.Broken(reason), self._clock()):
+                self._carry_out(effect)
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
@@ -118,7 +134,7 @@ class Run:
         started = pb.JobStarted(
             job_id=self.job_id,
             job_json=self.job.to_json(),
-            heartbeat_s=self.job.server.lease_s / HEARTBEATS_PER_LEASE,
+            heartbeat_s=self.engine.longest_heartbeat_s,
         )
         session.send(encode(pb.ServerMessage(job=started)))
         join = session.join
@@ -171,10 +187,12 @@ class Run:
                     self._take_shared(self.store, session, incoming)
                 else:
                     self._take_chunk(self.store, incoming, push, payload)
+                if self._refuse_norm and incoming.next_offset == self.store.layout.size:
+                    self._check_norm(incoming)
             except TensorError as error:
                 session.incoming, session.discarding = None, name
                 reason = f"push of worker {session.name}, shard {push.shard}, step {push.step}: {error}"
-                self.feed(ev.Misbehaved(session.name, push.shard, push.step, reason))
+                self.feed(ev.Misbehaved(session.name, push.shard, push.step, reason, error.fault))
             else:
                 if incoming.next_offset == self.store.layout.size:
                     session.incoming = None
@@ -184,6 +202,8 @@ class Run:
                     if push.offset == 0 or self.engine.review(contribution) is None:
                         self.store.incoming.hold(push.shard, incoming.chunks)
                     self.feed(ev.Pushed(contribution))
+                else:
+                    self.feed(ev.Heard(session.name))
         # A worker that still answers the job before has yet to hear of this one, and will then pull again.
         if push.pull and push.epoch > self._epoch_before:
             session.held = push.version
@@ -206,7 +226,7 @@ class Run:
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
         if not is_finite(values):
-            raise TensorError(_where_not_finite(store.layout, push.offset, values))
+            raise TensorError(_where_not_finite(store.layout, push.offset, values), "not_finite")
         incoming.next_offset += values.size
         incoming.chunks.append(values)
 
@@ -223,9 +243,16 @@ class Run:
         contribution = session.slots[shard].values
         offset = store.update.first_not_finite(contribution)
         if offset is not None:
-            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]))
+            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]), "not_finite")
         incoming.next_offset = contribution.size
         incoming.chunks = store.cut(contribution)
+
+    def _check_norm(self, incoming: Incoming) -> None:
+        # Chunks are whole blocks of the norm, so that it has the same bits however the contribution came.
+        squares = np.concatenate([block_squares(chunk) for chunk in incoming.chunks])
+        found = norm(squares) / max(1, incoming.push.samples)
+        if found > self._refuse_norm:
+            raise TensorError(f"the mean gradient has norm {found:.6g}, refuse_norm is {self._refuse_norm:g}", "norm")
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
         event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
@@ -271,6 +298,8 @@ class Run:
             self.store = Store(self.job, layout, pieces, self.engine.total_steps)
             session.initial = []
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
+        else:
+            self.feed(ev.Heard(session.name))
 
     def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
         match effect:
@@ -315,7 +344,7 @@ class Run:
             session.knows_census = True
             flat = None if self.moments is None else self.moments.to_flat()
             session.send(encode(pb.ServerMessage(census=self.census), flat))
-        work = pb.Work(version=grant.version, last=True)
+        work = pb.Work(version=grant.version, last=True, heartbeat_s=grant.heartbeat_s)
         for assignment in grant.assignments:
             if self.store is not None and assignment.kind is ev.Kind.GRADIENT:
                 self.store.granted(assignment.shard)
@@ -334,6 +363,9 @@ class Run:
         is_held = session.shares_memory or session.held == self.store.version
         messages = self.store.work(work, is_held)
         if not is_held:
+            if session.is_full:
+                session.give_up()
+                return
             session.sent += self.store.theta.nbytes
         session.send(*messages)
 

@@ -7,6 +7,7 @@ anew and computes what it is then assigned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -40,6 +41,9 @@ PROTOCOL = 1
 #: which saves two thread switches.
 INLINE_S = 0.02
 
+#: Of this process, which a process id alone does not name: those of containers are all alike.
+_INSTANCE = int.from_bytes(os.urandom(8), "little") or 1
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -61,6 +65,7 @@ class Identity:
             pid=os.getpid(),
             accepts=self.accepts,
             pinned=self.pinned,
+            instance=_INSTANCE,
         )
 
 
@@ -167,6 +172,8 @@ class Trainer:
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
         self._heartbeat_s = 0.0
+        #: Set when heartbeats are due at other times than before.
+        self._new_pace = asyncio.Event()
         self._chunk_bytes = 0
         self._last_step_s = float("inf")
         #: Set while there is a job.
@@ -248,7 +255,7 @@ class Trainer:
         return self._current_learner.job
 
     def _start(self, started: pb.JobStarted) -> None:
-        self._heartbeat_s = started.heartbeat_s
+        self._beat_every(started.heartbeat_s)
         job = Job.from_json(started.job_json)
         # The same job on a new stream: the shards that were read are still good. A server that was started anew
         # does not know that a name was used before, so the name alone does not make it the same job.
@@ -257,6 +264,10 @@ class Trainer:
             self._learner = Learner(job, self._base)
         self._working.set()
         log.info("job %s: %s on %s", started.job_id, self._job.task.use, self._job.data.source)
+
+    def _beat_every(self, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._new_pace.set()
 
     def _take_census(self, census: pb.Census, payload: memoryview) -> None:
         moments = None
@@ -274,6 +285,8 @@ class Trainer:
             replica.write(work.offset, values)
         if not work.last:
             return
+        if work.HasField("heartbeat_s"):
+            self._beat_every(work.heartbeat_s)
         if replica is not None:
             replica.settle()
         try:
@@ -405,6 +418,9 @@ class Trainer:
         while True:
             # Without a job nobody counts on the worker.
             await self._working.wait()
-            await asyncio.sleep(self._heartbeat_s / 2)
+            self._new_pace.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._new_pace.wait(), self._heartbeat_s / 2)
+                continue
             if loop.time() - stream.last_sent > self._heartbeat_s / 2:
                 await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))
