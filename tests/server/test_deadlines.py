@@ -62,7 +62,7 @@ class Cluster:
                 case Kind.INITIAL:
                     effects += self.feed(ev.Initialised(worker, shard, epoch))
                 case Kind.GRADIENT:
-                    effects += self.feed(ev.Pushed(Contribution(worker, shard, epoch, step, version, 1, 1.0)))
+                    effects += self.feed(ev.Pushed((Contribution(worker, shard, epoch, step, version, 1, 1.0),)))
         return effects + self.feed(ev.Pulled(worker))
 
     def wait_until_deadline(self, *heard: str) -> list[ev.Effect]:

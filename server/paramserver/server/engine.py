@@ -151,9 +151,13 @@ class Engine:
             case ev.Initialised():
                 self._seen(event.worker, now)
                 self._initialise(event, effects, now)
-            case ev.Pushed(contribution):
-                self._seen(contribution.worker, now)
-                self._push(contribution, effects, now)
+            case ev.Pushed(contributions, pull):
+                worker = contributions[0].worker
+                self._seen(worker, now)
+                for contribution in contributions:
+                    self._push(contribution, effects, now)
+                if pull:
+                    self._pull(worker, now)
             case ev.Misbehaved():
                 self._seen(event.worker, now)
                 self._misbehave(event, effects, now)
@@ -269,9 +273,8 @@ class Engine:
 
     def _after_the_end(self, event: ev.Event) -> list[Effect]:
         if isinstance(event, ev.Pushed):
-            c = event.contribution
-            refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
-            return [refusal] if refusal else []
+            refusals = (self.admit(c.worker, c.shard, c.epoch, c.step) for c in event.contributions)
+            return [refusal for refusal in refusals if refusal]
         if isinstance(event, ev.Left):
             self._leave(event.worker, event.reason, [], self.ended_at)
         return []
@@ -360,6 +363,7 @@ class Engine:
             self._refuse(refusal, effects, now)
             return
         worker, shard = self.workers[c.worker], self.shards[c.shard]
+        effects.append(ev.Keep(c.shard, c.step))
         worker.pushes += 1
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1
@@ -476,7 +480,7 @@ class Engine:
         if not any(w.usable for w in self.workers.values()):
             self._end("failed", f"worker {worker}: {reason}", effects, now)
             return
-        hopeless = self._leases.hopeless(worker)
+        hopeless = self._leases.hopeless()
         if len(self.shards) - len(hopeless) < (self._policy.quorum or len(self.shards)):
             cause = f"shard {hopeless[0]} can be read by no worker that has not failed"
             self._end("failed", f"{cause}; worker {worker}: {reason}", effects, now)

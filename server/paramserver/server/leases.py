@@ -115,16 +115,15 @@ class Leases:
         known = [*self.workers.values(), *self.left.values()]
         return sum((worker.rejected for worker in known), Counter(self.forgotten))
 
-    def hopeless(self, name: str) -> list[int]:
-        """Return the shards that a worker, which failed, may read and nobody else that has not failed, here or gone."""
+    def hopeless(self) -> list[int]:
+        """Return the shards of which every worker that may read them, here or gone, has failed."""
         known = {**self.left, **self.workers}
-        return [
-            shard
-            for shard, state in enumerate(self.shards)
-            if self.may_read(name, shard)
-            and state.pinned_to in (None, *known)
-            and not any(not worker.failure and self.may_read(other, shard) for other, worker in known.items())
-        ]
+        found = []
+        for shard, state in enumerate(self.shards):
+            readers = [worker for name, worker in known.items() if self.may_read(name, shard)]
+            if readers and state.pinned_to in (None, *known) and all(worker.failure for worker in readers):
+                found.append(shard)
+        return found
 
     def lease_out(self, effects: list[Effect], now: float) -> None:
         """Give free shards to the workers with the fewest, then even out; a busy shard moves when it is pushed."""

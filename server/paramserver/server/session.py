@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from paramserver.server.events import Contribution
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -22,10 +23,16 @@ MAX_PARAMETERS_WAITING = 4
 class Incoming:
     """A push that has begun: what its first chunk said, and where the next one must start."""
 
-    push: pb.Push
+    contribution: Contribution
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+
+    @property
+    def name(self) -> tuple[int, int, int]:
+        """Shard, epoch and step."""
+        c = self.contribution
+        return c.shard, c.epoch, c.step
 
 
 @dataclass(slots=True)
@@ -53,7 +60,8 @@ class Session:
     sent: int = 0
     #: Answers of one or more messages each; their bytes are shared with other sessions where they are the same.
     _outbox: deque[Sequence[bytes]] = field(default_factory=deque)
-    _filled: asyncio.Event = field(default_factory=asyncio.Event)
+    #: What the writer waits for while there is nothing to send.
+    _waiting: asyncio.Future[None] | None = None
     closed: bool = False
     #: Ends the stream whether or not its worker reads.
     cut: Callable[[], object] = lambda: None
@@ -79,12 +87,16 @@ class Session:
             self.give_up()
         if not self.closed:
             self._outbox.append(messages)
-            self._filled.set()
+            self._wake_writer()
 
     def close(self) -> None:
         """End the stream after what is queued."""
         self.closed = True
-        self._filled.set()
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def give_up(self) -> None:
         """End the stream of a worker that does not read, and forget what waits for it."""
@@ -97,8 +109,8 @@ class Session:
         while not self._outbox:
             if self.closed:
                 return None
-            self._filled.clear()
-            await self._filled.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         return self._outbox.popleft()
 
     def start_job(self) -> None:
