@@ -413,6 +413,8 @@ class Engine:
         for c in self._round.values():
             self.clocks[c.shard] -= 1
             self.samples -= c.samples
+            reason = f"step {c.step} of shard {c.shard} is taken back: the policy is now {self._policy.name}"
+            effects.append(ev.Refuse(c.worker, c.shard, c.step, Code.STALE, reason))
         self._round.clear()
         for shard in self.shards:
             shard.recalled = shard.busy and self.phase == "train"

@@ -200,6 +200,14 @@ class Run:
         if session.discarding == name:
             return None
         incoming = session.incoming
+        if offset and incoming is not None and incoming.name == name and offset < incoming.next_offset:
+            # A chunk that came twice.
+            return None
+        if offset and incoming is None and self.engine.admit(c.worker, *name) is not None:
+            # The end of what is in already, once more, or of what was refused long ago.
+            session.discarding = name
+            self.feed(ev.Pushed((c,)))
+            return None
         try:
             if self.store is None:
                 raise TensorError("a push came before the parameters were initialised")
@@ -294,6 +302,9 @@ class Run:
             layout = Layout.from_proto(session.initial_layout, self.job.train.dtype)
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
+            if initial.offset < held:
+                # A chunk that came twice.
+                return
             if initial.offset != held:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):

@@ -184,6 +184,8 @@ class Trainer:
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
         self._heartbeat_s = 0.0
+        #: What was pushed last on this stream, by shard, as (epoch, step), unless it was refused.
+        self._pushed: dict[int, tuple[int, int]] = {}
         #: Set when heartbeats are due at other times than before.
         self._new_pace = asyncio.Event()
         self._chunk_bytes = 0
@@ -202,6 +204,7 @@ class Trainer:
         """
         self.joined = False
         self._replica = self._outgoing = None
+        self._pushed = {}
         await stream.send(pb.WorkerMessage(join=self._identity.join()))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
@@ -244,6 +247,8 @@ class Trainer:
                 self._outgoing = Outgoing(self._replica)
             case "refusal":
                 refusal = message.refusal
+                if refusal.code != pb.Refusal.DUPLICATE:
+                    self._pushed.pop(refusal.shard, None)
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
@@ -301,6 +306,14 @@ class Trainer:
             self._beat_every(work.heartbeat_s)
         if replica is not None:
             replica.settle()
+        repeated = [a for a in work.assignments if self._pushed.get(a.shard) == (a.epoch, a.step)]
+        if repeated:
+            # Computed again it would overwrite what the server may be reading.
+            log.info("work that came twice is passed over: %d of %d", len(repeated), len(work.assignments))
+            for assignment in repeated:
+                work.assignments.remove(assignment)
+            if not work.assignments:
+                return
         try:
             await self._carry_out(stream, work)
         except ParamserverError as error:
@@ -400,6 +413,7 @@ class Trainer:
         push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
         push.shared = replica.shares_memory
+        self._pushed[push.shard] = (push.epoch, push.step)
         return place.flat
 
     def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
