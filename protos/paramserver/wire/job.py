@@ -235,6 +235,15 @@ class ServerSection(Section):
     lease_s: float = Field(default=10.0, ge=0.1)
 
 
+class WireSection(Section):
+    """How tensors of a float32 job travel; the server computes in float32 whatever they do."""
+
+    #: Contributions, from the workers to the server.
+    push: Literal["full", "bf16", "fp16"] = "full"
+    #: Parameters, from the server to the workers.
+    pull: Literal["full", "bf16", "fp16"] = "full"
+
+
 class Job(Section):
     """One training run: task, data, policy, optimizer, stop rule and seed.
 
@@ -248,6 +257,17 @@ class Job(Section):
     optimizer: OptimizerSection = OptimizerSection()
     stop: StopSection = StopSection()
     server: ServerSection = ServerSection()
+    wire: WireSection = WireSection()
+
+    @model_validator(mode="after")
+    def _wire_fits(self) -> Self:
+        for key, value in (("push", self.wire.push), ("pull", self.wire.pull)):
+            if value != "full" and self.train.dtype != "float32":
+                raise ValueError(
+                    f"wire.{key} = {value!r} needs train.dtype = 'float32', found {self.train.dtype!r}:"
+                    " a job of that precision keeps it on the wire; use 'full'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _can_make_progress(self) -> Self:

@@ -13,6 +13,7 @@ from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
+from paramserver.wire.codecs import decode_chunk
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
@@ -199,7 +200,10 @@ class Run:
 
     def _take_chunk(self, store: Store, incoming: Incoming, push: pb.Push, payload: memoryview) -> None:
         size, chunk = store.layout.size, store.chunk
-        values = read_values(payload, store.layout.dtype, push.offset, size)
+        if store.push_codec is None:
+            values = read_values(payload, store.layout.dtype, push.offset, size)
+        else:
+            values = decode_chunk(store.push_codec, payload, min(chunk, size - push.offset))
         if push.offset != incoming.next_offset or values.size != min(chunk, size - push.offset):
             raise TensorError(
                 f"a chunk of {values.size} values came at offset {push.offset}; "
@@ -334,7 +338,7 @@ class Run:
         is_held = session.shares_memory or session.held == self.store.version
         messages = self.store.work(work, is_held)
         if not is_held:
-            session.sent += self.store.theta.nbytes
+            session.sent += self.store.theta_nbytes
         session.send(*messages)
 
     def _revoke(self, worker: str, shard: int) -> None:
@@ -380,6 +384,6 @@ def _contribution(worker: str, push: pb.Push) -> ev.Contribution:
 
 
 def _where_not_finite(layout: Layout, offset: int, values: np.ndarray) -> str:
-    index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
-    tensor = next(t for t in reversed(layout.tensors) if t.offset <= index)
-    return f"tensor {tensor.name!r} holds {values[index - offset]} at element {index - tensor.offset}"
+    index = int(np.flatnonzero(~np.isfinite(values))[0])
+    name, element = layout.locate(offset + index)
+    return f"tensor {name!r} holds {values[index]} at element {element}"

@@ -21,13 +21,16 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from paramserver.wire import sharing
-from paramserver.wire.errors import ParamserverError, ProtocolError
+from paramserver.wire.codecs import Codec, Origin, pull_codec, push_codec
+from paramserver.wire.codecs.codec import GRID
+from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array, Layout, pack, read_values
+from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
+from paramserver.worker.encoder import Encoder, Piece
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
 from paramserver.worker.stream import Stream
@@ -71,15 +74,18 @@ class Replica:
         ProtocolError: if the server names memory that cannot be mapped.
     """
 
-    def __init__(self, described: pb.Layout, dtype: str) -> None:
-        self.layout = layout = Layout.from_proto(described.tensors, dtype)
+    def __init__(self, described: pb.Layout, job: Job) -> None:
+        self.layout = layout = Layout.from_proto(described.tensors, job.train.dtype)
+        self._codec = pull_codec(job.wire)
+        #: Where θ holds what is no number; such a θ has left the range of its codec.
+        self._fault = ""
         self._shared: Segment | None = None
         if described.HasField("theta"):
             memory = described.theta
             self._shared = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
         self.shares_memory = self._shared is not None
         self.nbytes = layout.size * layout.dtype.itemsize
-        if self._shared is not None and not described.moves:
+        if self._shared is not None and not described.moves and self._codec is None:
             flat, self._shared = self._shared.values, None
         else:
             flat = np.empty(layout.size, layout.dtype)
@@ -88,16 +94,50 @@ class Replica:
         readonly.flags.writeable = False
         self.views = layout.views(readonly)
 
-    def write(self, offset: int, values: Array) -> None:
+    def take(self, offset: int, payload: memoryview) -> None:
         """Take parameters that came in a message."""
         if self.shares_memory:
             raise ProtocolError("the server sent parameters to a worker that shares its memory")
-        self._flat[offset : offset + values.size] = values
+        if self._codec is None:
+            values = read_values(payload, self.layout.dtype, offset, self.layout.size)
+            self._flat[offset : offset + values.size] = values
+        else:
+            count = payload.nbytes // self._codec.nbytes(1)
+            if count == 0 or offset + count > self.layout.size or payload.nbytes != self._codec.nbytes(count):
+                raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
+            self._decode(payload, offset, count)
 
     def settle(self) -> None:
-        """Make the views show one whole version, after `write` or from the server's moving memory."""
+        """Make the views show one whole version, after `take` or from the server's moving memory.
+
+        Raises:
+            TaskError: if θ has left the range of the codec in which it travels.
+        """
         if self._shared is not None:
             self._shared.copy_whole(self._flat)
+            if self._codec is not None:
+                self._round(self._codec)
+        if self._fault:
+            fault, self._fault = self._fault, ""
+            raise TaskError(fault)
+
+    def _round(self, codec: Codec) -> None:
+        """Leave of θ what would have come in messages."""
+        coded = np.empty(codec.nbytes(min(GRID, self.layout.size)), np.uint8)
+        for start in range(0, self.layout.size, GRID):
+            block = self._flat[start : start + GRID]
+            part = coded[: codec.nbytes(block.size)]
+            codec.encode(block, part, Origin(0, 0, 0, start))
+            self._decode(part.data, start, block.size)
+
+    def _decode(self, payload: memoryview, offset: int, count: int) -> None:
+        assert self._codec is not None
+        values = self._flat[offset : offset + count]
+        self._codec.decode(payload, values)
+        if not is_finite(values):
+            index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
+            name, element = self.layout.locate(index)
+            self._fault = f"parameter {name!r} is at element {element} beyond what wire.pull can hold; use 'full'"
 
 
 class Place:
@@ -166,6 +206,8 @@ class Trainer:
         self._learner: Learner | None = None
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
+        #: None if contributions travel as they are.
+        self._encoder: Encoder | None = None
         self._heartbeat_s = 0.0
         self._chunk_bytes = 0
         self._last_step_s = float("inf")
@@ -221,8 +263,9 @@ class Trainer:
             case "census":
                 self._take_census(message.census, payload)
             case "layout":
-                self._replica = Replica(message.layout, self._job.train.dtype)
+                self._replica = Replica(message.layout, self._job)
                 self._outgoing = Outgoing(self._replica)
+                self._encoder = self._new_encoder(self._replica.layout)
             case "refusal":
                 refusal = message.refusal
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
@@ -270,13 +313,12 @@ class Trainer:
         if payload.nbytes:
             if replica is None:
                 raise ProtocolError("the server sent parameters without a layout")
-            values = read_values(payload, replica.layout.dtype, work.offset, replica.layout.size)
-            replica.write(work.offset, values)
+            replica.take(work.offset, payload)
         if not work.last:
             return
-        if replica is not None:
-            replica.settle()
         try:
+            if replica is not None:
+                replica.settle()
             await self._carry_out(stream, work)
         except ParamserverError as error:
             log.error("%s", error)
@@ -334,28 +376,26 @@ class Trainer:
     async def _push_together(self, stream: Stream, work: pb.Work) -> None:
         pushes, vectors = [], []
         for assignment in work.assignments:
-            push, place = await self._contribute(stream, assignment, work.version)
+            push, pieces = await self._contribute(stream, assignment, work.version)
             pushes.append(push)
-            if not push.shared:
-                # The next contribution is laid in the same place.
-                vectors.append(place.flat.copy())
+            # The next contribution is laid in the same place.
+            vectors += [piece.copy() for _, piece in pieces]
         pushes[-1].pull = True
         payload = np.concatenate(vectors) if vectors else None
         await stream.send(pb.WorkerMessage(pushes=pb.Pushes(pushes=pushes)), payload)
 
     async def _push_gradient(self, stream: Stream, assignment: pb.Assignment, version: int, pull: bool) -> None:
-        push, place = await self._contribute(stream, assignment, version)
+        push, pieces = await self._contribute(stream, assignment, version)
         if push.shared:
             push.pull = pull
             await stream.send(pb.WorkerMessage(push=push))
-            return
-        for start, chunk in self._chunks(place.flat):
+        for start, piece in pieces:
             push.offset = start
-            push.pull = pull and start + chunk.size == place.flat.size
-            await stream.send(pb.WorkerMessage(push=push), chunk)
+            push.pull = pull and start == pieces[-1][0]
+            await stream.send(pb.WorkerMessage(push=push), piece)
 
-    async def _contribute(self, stream: Stream, assignment: pb.Assignment, version: int) -> tuple[pb.Push, Place]:
-        """Compute a contribution and lay it where it travels from; return its name and that place."""
+    async def _contribute(self, stream: Stream, assignment: pb.Assignment, version: int) -> tuple[pb.Push, list[Piece]]:
+        """Compute a contribution and lay it where it travels from; return its name and what is to be sent of it."""
         replica, outgoing = self._replica, self._outgoing
         if replica is None or outgoing is None:
             raise ProtocolError("the server assigned a gradient without parameters")
@@ -375,9 +415,21 @@ class Trainer:
             loss=gradient.loss,
             shared=replica.shares_memory,
         )
-        return push, place
+        if self._encoder is None:
+            return push, [] if push.shared else self._chunks(place.flat)
+        pieces = self._encoder.encode(place.flat, assignment.shard, assignment.step)
+        if push.shared:
+            # There are no bytes to save in shared memory; the values are those that would have arrived.
+            self._encoder.decode(pieces, place.flat)
+            pieces = []
+        return push, pieces
 
-    def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
+    def _new_encoder(self, layout: Layout) -> Encoder | None:
+        codec = push_codec(self._job.wire)
+        chunk = self._chunk_bytes // layout.dtype.itemsize
+        return None if codec is None else Encoder(codec, layout, chunk, self._job.train.seed)
+
+    def _chunks(self, flat: Array) -> list[Piece]:
         size = self._chunk_bytes // flat.itemsize
         return [(start, flat[start : start + size]) for start in range(0, flat.size, size)]
 

@@ -1,0 +1,46 @@
+"""Which codec a job's tensors travel in. Both sides import it: the encoder's choice is the decoder's expectation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paramserver.wire.codecs.bfloat16 import BFloat16
+from paramserver.wire.codecs.codec import Codec, Origin
+from paramserver.wire.codecs.float16 import Float16
+from paramserver.wire.errors import TensorError
+from paramserver.wire.job import WireSection
+from paramserver.wire.layout import Array
+
+__all__ = ["Codec", "Origin", "decode_chunk", "pull_codec", "push_codec"]
+
+
+def pull_codec(wire: WireSection) -> Codec | None:
+    """Return the codec of the parameters on their way to a worker; None if they travel as they are."""
+    return _half(wire.pull)
+
+
+def push_codec(wire: WireSection) -> Codec | None:
+    """Return the codec of the contributions; None if they travel as they are."""
+    return _half(wire.push)
+
+
+def decode_chunk(codec: Codec, payload: memoryview, count: int) -> Array:
+    """Return a chunk of `count` values that a peer sent.
+
+    Raises:
+        TensorError: if the payload does not hold so many.
+    """
+    if count < 1 or payload.nbytes != codec.nbytes(count):
+        raise TensorError(f"a chunk of {payload.nbytes} bytes came where {count} values are expected")
+    out = np.empty(count, np.float32)
+    codec.decode(payload, out)
+    return out
+
+
+def _half(name: str) -> Codec | None:
+    match name:
+        case "bf16":
+            return BFloat16()
+        case "fp16":
+            return Float16()
+    return None
