@@ -14,7 +14,7 @@ from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
 from paramserver.wire import sharing
-from paramserver.wire.codecs import Origin, pull_codec, push_codec
+from paramserver.wire.codecs import Codec, Origin, pull_codec, push_codec
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
@@ -56,10 +56,9 @@ class Store:
         self.push_codec = push_codec(job.wire)
         #: The last chunk of θ as it travels, beside `_encoded`.
         self._last: Array = self.theta
-        #: Bytes of θ on the wire.
-        self.theta_nbytes = self.theta.nbytes
-        if self._pull_codec is not None:
-            self.theta_nbytes = sum(self._pull_codec.nbytes(chunk.size) for chunk in self.cut(self.theta))
+        #: Bytes of θ and of a contribution on the wire.
+        self.theta_nbytes = self._nbytes(self._pull_codec)
+        self.push_nbytes = self._nbytes(self.push_codec)
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
@@ -113,21 +112,25 @@ class Store:
             layout.moves = self.moves
         return layout
 
-    def work(self, work: pb.Work, is_held: bool) -> list[bytes]:
-        """Return the messages that answer a pull: `work` itself comes last, behind what its receiver does not hold."""
-        work.version, work.last = self.version, True
+    def answer(self, message: pb.ServerMessage, is_held: bool) -> list[bytes]:
+        """Return the messages that answer a pull: that with the work comes last, behind what its receiver lacks."""
         if is_held:
-            return [encode(pb.ServerMessage(work=work))]
+            return [encode(message)]
         last = (math.ceil(self.layout.size / self.chunk) - 1) * self.chunk
         if self._encoded is None:
             self._encoded = [self._encode(start) for start in range(0, last, self.chunk)]
             self._last = self._coded(last)
-        work.offset = last
-        return [*self._encoded, encode(pb.ServerMessage(work=work), self._last)]
+        message.work.offset = last
+        return [*self._encoded, encode(message, self._last)]
 
     def _encode(self, start: int) -> bytes:
         header = pb.ServerMessage(work=pb.Work(version=self.version, offset=start))
         return encode(header, self._coded(start))
+
+    def _nbytes(self, codec: Codec | None) -> int:
+        if codec is None:
+            return self.theta.nbytes
+        return sum(codec.nbytes(chunk.size) for chunk in self.cut(self.theta))
 
     def _coded(self, start: int) -> Array:
         """Return the chunk of θ that begins at `start` as it travels."""
