@@ -213,14 +213,15 @@ class Run:
         size, chunk = store.layout.size, store.chunk
         if store.push_codec is None:
             values = read_values(payload, store.layout.dtype, offset, size)
+            finite = is_finite(values)
         else:
-            values = decode_chunk(store.push_codec, payload, min(chunk, size - offset))
+            values, finite = decode_chunk(store.push_codec, payload, min(chunk, size - offset))
         if offset != incoming.next_offset or values.size != min(chunk, size - offset):
             raise TensorError(
                 f"a chunk of {values.size} values came at offset {offset}; "
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
-        if not is_finite(values):
+        if not finite:
             raise TensorError(_where_not_finite(store.layout, offset, values))
         incoming.next_offset += values.size
         incoming.chunks.append(values)

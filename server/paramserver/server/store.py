@@ -14,7 +14,7 @@ from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
 from paramserver.wire import sharing
-from paramserver.wire.codecs import Codec, Origin, pull_codec, push_codec
+from paramserver.wire.codecs import Codec, Origin, chunk_elements, pull_codec, push_codec
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
@@ -47,7 +47,7 @@ class Store:
             self.theta[start : start + values.size] = values
             start += values.size
         self.version = 0
-        self.chunk = CHUNK_BYTES // layout.dtype.itemsize
+        self.chunk = chunk_elements(job, CHUNK_BYTES)
         self.update = Update(job, layout, self.chunk, total_steps)
         self.restage(job)
         self._encoded: list[bytes] | None = None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from paramserver.wire.codecs import Codec, Origin
-from paramserver.wire.codecs.bfloat16 import BFloat16
-from paramserver.wire.codecs.float16 import Float16
 from paramserver.wire.errors import TaskError
 from paramserver.wire.layout import Array, Layout
 
@@ -33,11 +31,11 @@ class Encoder:
         pieces, begin = [], 0
         for start, stop in self._places:
             end = begin + self._codec.nbytes(stop - start)
-            self._codec.encode(flat[start:stop], coded[begin:end], Origin(self._seed, shard, step, start))
+            origin = Origin(self._seed, shard, step, start)
+            if not self._codec.encode(flat[start:stop], coded[begin:end], origin):
+                raise TaskError(f"shard {shard}, step {step}: {self._overflow(flat, coded[begin:end], start)}")
             pieces.append((start, coded[begin:end]))
             begin = end
-            if isinstance(self._codec, BFloat16 | Float16):
-                self._check(self._codec, pieces[-1], flat, f"shard {shard}, step {step}")
         return pieces
 
     def decode(self, pieces: list[Piece], out: Array) -> None:
@@ -45,13 +43,13 @@ class Encoder:
         for (start, stop), (_, coded) in zip(self._places, pieces, strict=True):
             self._codec.decode(coded.data, out[start:stop])
 
-    def _check(self, half: BFloat16 | Float16, piece: Piece, flat: Array, what: str) -> None:
-        offset, coded = piece
-        magnitudes = coded.view(np.uint16) & np.uint16(0x7FFF)
-        if magnitudes.max() >= half.infinity:
-            index = offset + int(np.argmax(magnitudes >= half.infinity))
-            name, element = self._layout.locate(index)
-            raise TaskError(
-                f"{what}: the gradient's sum over the batch is {flat[index]:g} at element {element} of {name!r}, beyond"
-                f" the {half.largest:g} that wire.push can hold; use 'full' or a smaller batch"
-            )
+    def _overflow(self, flat: Array, coded: Array, start: int) -> str:
+        """Say which value of a chunk became infinite."""
+        values = np.empty_like(flat[start : start + self._places[0][1]])
+        self._codec.decode(coded.data, values)
+        index = start + int(np.argmax(~np.isfinite(values)))
+        name, element = self._layout.locate(index)
+        return (
+            f"the gradient's sum over the batch is {flat[index]:g} at element {element} of {name!r}, beyond what"
+            " wire.push can hold; use 'full' or a smaller batch"
+        )

@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from paramserver.wire import sharing
-from paramserver.wire.codecs import Codec, Origin, pull_codec, push_codec
+from paramserver.wire.codecs import Codec, Origin, chunk_elements, pull_codec, push_codec
 from paramserver.wire.codecs.codec import GRID
 from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
 from paramserver.wire.job import Job
@@ -34,6 +34,7 @@ from paramserver.worker.encoder import Encoder, Piece
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
 from paramserver.worker.stream import Stream
+from paramserver.worker.tasks.contract import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ class Replica:
     def __init__(self, described: pb.Layout, job: Job) -> None:
         self.layout = layout = Layout.from_proto(described.tensors, job.train.dtype)
         self._codec = pull_codec(job.wire)
-        #: Where θ holds what is no number; such a θ has left the range of its codec.
-        self._fault = ""
+        #: Where θ has left the range of its codec; empty if it has not.
+        self.fault = ""
         self._shared: Segment | None = None
         if described.HasField("theta"):
             memory = described.theta
@@ -108,18 +109,11 @@ class Replica:
             self._decode(payload, offset, count)
 
     def settle(self) -> None:
-        """Make the views show one whole version, after `take` or from the server's moving memory.
-
-        Raises:
-            TaskError: if θ has left the range of the codec in which it travels.
-        """
+        """Make the views show one whole version, after `take` or from the server's memory."""
         if self._shared is not None:
             self._shared.copy_whole(self._flat)
             if self._codec is not None:
                 self._round(self._codec)
-        if self._fault:
-            fault, self._fault = self._fault, ""
-            raise TaskError(fault)
 
     def _round(self, codec: Codec) -> None:
         """Leave of θ what would have come in messages."""
@@ -133,11 +127,10 @@ class Replica:
     def _decode(self, payload: memoryview, offset: int, count: int) -> None:
         assert self._codec is not None
         values = self._flat[offset : offset + count]
-        self._codec.decode(payload, values)
-        if not is_finite(values):
+        if not self._codec.decode(payload, values):
             index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
             name, element = self.layout.locate(index)
-            self._fault = f"parameter {name!r} is at element {element} beyond what wire.pull can hold; use 'full'"
+            self.fault = f"parameter {name!r} is at element {element} beyond what wire.pull can hold; use 'full'"
 
 
 class Place:
@@ -149,17 +142,28 @@ class Place:
 
 
 class Outgoing:
-    """Where contributions are laid before they go: one buffer, or one slot per shard in shared memory."""
+    """Where contributions are laid before they go: one slot per shard in shared memory, or the rows of one array."""
 
     def __init__(self, replica: Replica) -> None:
-        self._layout = layout = replica.layout
-        self._buffer = None if replica.shares_memory else Place(np.empty(layout.size, layout.dtype), layout)
+        self._layout = replica.layout
+        self._shares_memory = replica.shares_memory
         self._slots: dict[int, tuple[Segment, Place]] = {}
+        self._rows: Array = np.empty((0, self._layout.size), self._layout.dtype)
+        self._places: list[Place] = []
+        if not self._shares_memory:
+            self.rows(1)
 
-    def place(self, shard: int) -> tuple[Place, pb.Slot | None]:
+    def rows(self, count: int) -> Array:
+        """Return the first rows, shape (count, elements of θ): what several contributions look like in one message."""
+        if len(self._rows) < count:
+            self._rows = np.empty((count, self._layout.size), self._layout.dtype)
+            self._places = [Place(row, self._layout) for row in self._rows]
+        return self._rows[:count]
+
+    def place(self, shard: int, row: int) -> tuple[Place, pb.Slot | None]:
         """Return where the shard's contribution is laid, and what to tell the server if it is new to it."""
-        if self._buffer is not None:
-            return self._buffer, None
+        if not self._shares_memory:
+            return self._places[row], None
         if shard in self._slots:
             return self._slots[shard][1], None
         slot = Segment.create(self._layout.size, self._layout.dtype)
@@ -316,9 +320,11 @@ class Trainer:
             replica.take(work.offset, payload)
         if not work.last:
             return
+        if replica is not None:
+            replica.settle()
         try:
-            if replica is not None:
-                replica.settle()
+            if replica is not None and replica.fault:
+                raise TaskError(replica.fault)
             await self._carry_out(stream, work)
         except ParamserverError as error:
             log.error("%s", error)
@@ -374,59 +380,64 @@ class Trainer:
         return self._replica.shares_memory or len(work.assignments) * self._replica.nbytes <= self._chunk_bytes
 
     async def _push_together(self, stream: Stream, work: pb.Work) -> None:
-        pushes, vectors = [], []
-        for assignment in work.assignments:
-            push, pieces = await self._contribute(stream, assignment, work.version)
-            pushes.append(push)
-            # The next contribution is laid in the same place.
-            vectors += [piece.copy() for _, piece in pieces]
-        pushes[-1].pull = True
-        payload = np.concatenate(vectors) if vectors else None
-        await stream.send(pb.WorkerMessage(pushes=pb.Pushes(pushes=pushes)), payload)
+        replica, outgoing = self._replica, self._outgoing
+        assert replica is not None
+        assert outgoing is not None
+        payload = None if replica.shares_memory else outgoing.rows(len(work.assignments))
+        message = pb.WorkerMessage()
+        coded: list[Array] = []
+        for row, assignment in enumerate(work.assignments):
+            push = message.pushes.pushes.add()
+            flat = await self._contribute(stream, assignment, work.version, push, row)
+            if self._encoder is not None and payload is not None:
+                coded += [piece for _, piece in self._encoder.encode(flat, push.shard, push.step)]
+        if coded:
+            payload = np.concatenate(coded)
+        push.pull = True
+        await stream.send(message, payload)
 
     async def _push_gradient(self, stream: Stream, assignment: pb.Assignment, version: int, pull: bool) -> None:
-        push, pieces = await self._contribute(stream, assignment, version)
+        message = pb.WorkerMessage()
+        push = message.push
+        flat = await self._contribute(stream, assignment, version, push)
         if push.shared:
             push.pull = pull
-            await stream.send(pb.WorkerMessage(push=push))
+            await stream.send(message)
+            return
+        encoder = self._encoder
+        pieces = self._chunks(flat) if encoder is None else encoder.encode(flat, push.shard, push.step)
         for start, piece in pieces:
             push.offset = start
             push.pull = pull and start == pieces[-1][0]
-            await stream.send(pb.WorkerMessage(push=push), piece)
+            await stream.send(message, piece)
 
-    async def _contribute(self, stream: Stream, assignment: pb.Assignment, version: int) -> tuple[pb.Push, list[Piece]]:
-        """Compute a contribution and lay it where it travels from; return its name and what is to be sent of it."""
+    async def _contribute(
+        self, stream: Stream, assignment: pb.Assignment, version: int, push: pb.Push, row: int = 0
+    ) -> Array:
+        """Compute a contribution, lay it where it travels from and fill in its name; return its values."""
         replica, outgoing = self._replica, self._outgoing
         if replica is None or outgoing is None:
             raise ProtocolError("the server assigned a gradient without parameters")
-        place, slot = outgoing.place(assignment.shard)
+        place, slot = outgoing.place(assignment.shard, row)
         if slot is not None:
             await stream.send(pb.WorkerMessage(slot=slot))
         gradient = await self._compute(
             self._current_learner, replica.views, assignment.shard, assignment.step, place.views
         )
         pack(gradient.arrays, place.views, scale=gradient.samples)
-        push = pb.Push(
-            shard=assignment.shard,
-            epoch=assignment.epoch,
-            step=assignment.step,
-            version=version,
-            samples=gradient.samples,
-            loss=gradient.loss,
-            shared=replica.shares_memory,
-        )
-        if self._encoder is None:
-            return push, [] if push.shared else self._chunks(place.flat)
-        pieces = self._encoder.encode(place.flat, assignment.shard, assignment.step)
-        if push.shared:
+        if not is_finite(place.flat):
+            check_finite(place.views, f"shard {assignment.shard}, step {assignment.step}: ")
+        push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
+        push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
+        push.shared = replica.shares_memory
+        if push.shared and self._encoder is not None:
             # There are no bytes to save in shared memory; the values are those that would have arrived.
-            self._encoder.decode(pieces, place.flat)
-            pieces = []
-        return push, pieces
+            self._encoder.decode(self._encoder.encode(place.flat, push.shard, push.step), place.flat)
+        return place.flat
 
     def _new_encoder(self, layout: Layout) -> Encoder | None:
         codec = push_codec(self._job.wire)
-        chunk = self._chunk_bytes // layout.dtype.itemsize
+        chunk = chunk_elements(self._job, self._chunk_bytes)
         return None if codec is None else Encoder(codec, layout, chunk, self._job.train.seed)
 
     def _chunks(self, flat: Array) -> list[Piece]:

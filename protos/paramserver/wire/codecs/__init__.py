@@ -8,10 +8,10 @@ from paramserver.wire.codecs.bfloat16 import BFloat16
 from paramserver.wire.codecs.codec import Codec, Origin
 from paramserver.wire.codecs.float16 import Float16
 from paramserver.wire.errors import TensorError
-from paramserver.wire.job import WireSection
+from paramserver.wire.job import Job, WireSection
 from paramserver.wire.layout import Array
 
-__all__ = ["Codec", "Origin", "decode_chunk", "pull_codec", "push_codec"]
+__all__ = ["Codec", "Origin", "chunk_elements", "decode_chunk", "pull_codec", "push_codec"]
 
 
 def pull_codec(wire: WireSection) -> Codec | None:
@@ -24,8 +24,14 @@ def push_codec(wire: WireSection) -> Codec | None:
     return _half(wire.push)
 
 
-def decode_chunk(codec: Codec, payload: memoryview, count: int) -> Array:
-    """Return a chunk of `count` values that a peer sent.
+def chunk_elements(job: Job, chunk_bytes: int) -> int:
+    """Return how many values make a chunk: of pushes and pulls alike, and twice as many where both are halves."""
+    elements = chunk_bytes // np.dtype(job.train.dtype).itemsize
+    return elements if "full" in (job.wire.push, job.wire.pull) else 2 * elements
+
+
+def decode_chunk(codec: Codec, payload: memoryview, count: int) -> tuple[Array, bool]:
+    """Return a chunk of `count` values that a peer sent, and whether all are finite.
 
     Raises:
         TensorError: if the payload does not hold so many.
@@ -33,8 +39,7 @@ def decode_chunk(codec: Codec, payload: memoryview, count: int) -> Array:
     if count < 1 or payload.nbytes != codec.nbytes(count):
         raise TensorError(f"a chunk of {payload.nbytes} bytes came where {count} values are expected")
     out = np.empty(count, np.float32)
-    codec.decode(payload, out)
-    return out
+    return out, codec.decode(payload, out)
 
 
 def _half(name: str) -> Codec | None:

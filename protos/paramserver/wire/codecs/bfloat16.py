@@ -25,16 +25,12 @@ AVAILABLE = find_spec("numba") is not None
 #: Values of one block of numpy's passes; two such vectors of 4 bytes fit into a second-level cache.
 BLOCK = 1 << 15
 
-#: Bit pattern of float32's infinity without the sign.
-_INFINITY_32 = 0x7F80_0000
+#: Bit pattern of infinity without the sign; above are NaNs.
+INFINITY = 0x7F80
 
 
 class BFloat16:
     """Two bytes for a value; `fast` asks for numba's kernels, and compiles them at once."""
-
-    #: Bit pattern of infinity without the sign; above are NaNs.
-    infinity = 0x7F80
-    largest = 3.3895313892515355e38
 
     def __init__(self, fast: bool = AVAILABLE) -> None:
         self._kernels = _kernels() if fast else (_round_in_blocks, _widen)
@@ -43,18 +39,19 @@ class BFloat16:
         """Return how many bytes so many values become."""
         return 2 * count
 
-    def encode(self, values: Array, out: Array, _origin: Origin | None = None) -> None:
-        """Write the upper halves of the rounded values."""
-        self._kernels[0](values.view(np.uint32), out.view(np.uint16))
+    def encode(self, values: Array, out: Array, _origin: Origin | None = None) -> bool:
+        """Write the upper halves of the rounded values; say whether all are finite."""
+        return bool(self._kernels[0](values.view(np.uint32), out.view(np.uint16)) < INFINITY)
 
-    def decode(self, payload: memoryview, out: Array) -> None:
-        """Widen the values; every pattern of bits is one."""
+    def decode(self, payload: memoryview, out: Array) -> bool:
+        """Widen the values, of which every pattern of bits is one; say whether all are finite."""
         bits = np.frombuffer(payload, "<u2")
         # A kernel is compiled for aligned arrays, and a payload lies where the header before it ends.
-        self._kernels[1](bits if bits.flags.aligned else bits.copy(), out.view(np.uint32))
+        return bool(self._kernels[1](bits if bits.flags.aligned else bits.copy(), out.view(np.uint32)) < INFINITY)
 
 
-def _round_in_blocks(bits: Array, out: Array) -> None:
+def _round_in_blocks(bits: Array, out: Array) -> int:
+    """Write the rounded upper halves; return the largest without its sign."""
     scratch = np.empty(min(BLOCK, bits.size), np.uint32)
     for start in range(0, bits.size, BLOCK):
         block = bits[start : start + BLOCK]
@@ -68,10 +65,17 @@ def _round_in_blocks(bits: Array, out: Array) -> None:
         nan = np.isnan(block.view(np.float32))
         if nan.any():
             target[nan] = (block[nan] >> 16) | 0x40
+    return _largest(out)
 
 
-def _widen(bits: Array, out: Array) -> None:
+def _widen(bits: Array, out: Array) -> int:
+    """Write the values; return the largest without its sign."""
     np.left_shift(bits, np.uint32(16), out=out)
+    return _largest(bits)
+
+
+def _largest(bits: Array) -> int:
+    return int((bits & np.uint16(0x7FFF)).max(initial=0))
 
 
 @lru_cache
@@ -79,18 +83,26 @@ def _kernels() -> tuple[Callable[[Array, Array], Any], Callable[[Array, Array], 
     import numba  # an extra, and slow to import
 
     @numba.njit(nogil=True, error_model="numpy")
-    def round_bits(bits: Array, out: Array) -> None:
+    def round_bits(bits: Array, out: Array) -> Any:
+        largest: Any = np.uint32(0)
         for i in range(bits.size):
             value = bits[i]
             upper = value >> np.uint32(16)
             rounded = (value + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16)
-            is_nan = value & np.uint32(0x7FFF_FFFF) > np.uint32(_INFINITY_32)
-            out[i] = upper | np.uint32(0x40) if is_nan else rounded
+            if value & np.uint32(0x7FFF_FFFF) > np.uint32(INFINITY << 16):
+                rounded = upper | np.uint32(0x40)
+            out[i] = rounded
+            largest = max(largest, rounded & np.uint32(0x7FFF))
+        return largest
 
     @numba.njit(nogil=True, error_model="numpy")
-    def widen(bits: Array, out: Array) -> None:
+    def widen(bits: Array, out: Array) -> Any:
+        largest: Any = np.uint32(0)
         for i in range(bits.size):
-            out[i] = np.uint32(bits[i]) << np.uint32(16)
+            value = np.uint32(bits[i])
+            out[i] = value << np.uint32(16)
+            largest = max(largest, value & np.uint32(0x7FFF))
+        return largest
 
     none = np.empty(0, np.uint32), np.empty(0, np.uint16)
     round_bits(*none)

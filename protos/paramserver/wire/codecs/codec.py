@@ -30,13 +30,13 @@ class Codec(Protocol):
     def nbytes(self, count: int) -> int:
         """Return how many bytes so many values become."""
 
-    def encode(self, values: Array, out: Array, origin: Origin) -> None:
-        """Write the encoded values to `out`, uint8 of shape (nbytes(values.size),); `values` may be any floats."""
+    def encode(self, values: Array, out: Array, origin: Origin) -> bool:
+        """Write the encoded values to `out`, uint8 of shape (nbytes(values.size),); say whether all are finite then."""
 
-    def decode(self, payload: memoryview, out: Array) -> None:
-        """Write the values to `out`, float32; the payload has nbytes(out.size) bytes, of an untrusted peer.
+    def decode(self, payload: memoryview, out: Array) -> bool:
+        """Write the values to `out`, float32, and say whether all are finite.
 
-        What comes out may be NaN or infinite if that is what the bytes say.
+        The payload has nbytes(out.size) bytes, of an untrusted peer.
 
         Raises:
             TensorError: if the bytes are not what any encoder writes.
