@@ -27,7 +27,7 @@ def push_codec(wire: WireSection) -> Codec | None:
 def chunk_elements(job: Job, chunk_bytes: int) -> int:
     """Return how many values make a chunk: of pushes and pulls alike, and twice as many where both are halves."""
     elements = chunk_bytes // np.dtype(job.train.dtype).itemsize
-    return elements if "full" in (job.wire.push, job.wire.pull) else 2 * elements
+    return 2 * elements if {job.wire.push, job.wire.pull} <= {"bf16", "fp16"} else elements
 
 
 def decode_chunk(codec: Codec, payload: memoryview, count: int) -> tuple[Array, bool]:
