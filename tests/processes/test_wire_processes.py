@@ -80,7 +80,7 @@ def test_a_gradient_beyond_fp16_fails_the_job_and_says_where(cluster: Cluster) -
     control.submit(job(cluster.folder, {"push": "fp16"}, "large.py:Large"))
     last = control.finish()
     assert last.state == "failed"
-    assert "sum over the batch is 70000 at element 9 of 'w', beyond what wire.push can hold" in last.reason
+    assert "sum over the batch is 70000 at element 9 of 'w', beyond what wire.push = 'fp16' can hold" in last.reason
 
 
 def test_parameters_beyond_fp16_fail_the_job_and_say_where(cluster: Cluster) -> None:

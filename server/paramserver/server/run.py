@@ -12,7 +12,6 @@ from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
-from paramserver.wire.codecs import decode_chunk
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
@@ -178,7 +177,7 @@ class Run:
         if offset == 0:
             session.discarding, session.incoming = None, Incoming(c)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
-            if not (push.shared or self._is_whole(payload)) and self.engine.review(c) is not None:
+            if not (push.shared or self._is_whole(c, payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
                 # The engine repeats its answer and counts the refusal.
                 self.feed(ev.Pushed((c,)))
@@ -206,16 +205,21 @@ class Run:
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
-    def _is_whole(self, payload: memoryview) -> bool:
-        return self.store is not None and payload.nbytes == self.store.push_nbytes
+    def _is_whole(self, c: ev.Contribution, payload: memoryview) -> bool:
+        store = self.store
+        if store is None:
+            return False
+        return payload.nbytes == (store.theta.nbytes if store.decoder is None else store.decoder.nbytes(c.step))
 
     def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> None:
         size, chunk = store.layout.size, store.chunk
-        if store.push_codec is None:
+        decoder, step = store.decoder, incoming.contribution.step
+        if decoder is None:
             values = read_values(payload, store.layout.dtype, offset, size)
             finite = is_finite(values)
         else:
-            values, finite = decode_chunk(store.push_codec, payload, min(chunk, size - offset))
+            size = decoder.size(step)
+            values, finite = decoder.read(payload, offset, step)
         if offset != incoming.next_offset or values.size != min(chunk, size - offset):
             raise TensorError(
                 f"a chunk of {values.size} values came at offset {offset}; "
@@ -225,6 +229,8 @@ class Run:
             raise TensorError(_where_not_finite(store.layout, offset, values))
         incoming.next_offset += values.size
         incoming.chunks.append(values)
+        if decoder is not None and incoming.next_offset == size:
+            incoming.chunks, incoming.next_offset = decoder.whole(incoming.chunks, step), store.layout.size
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:

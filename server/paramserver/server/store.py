@@ -10,11 +10,12 @@ from functools import partial
 import numpy as np
 
 from paramserver.server.compensation import DelayCompensation
+from paramserver.server.decoder import Decoder
 from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
 from paramserver.wire import sharing
-from paramserver.wire.codecs import Codec, Origin, chunk_elements, pull_codec, push_codec
+from paramserver.wire.codecs import Origin, chunk_elements, pull_codec
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
@@ -53,12 +54,13 @@ class Store:
         self._encoded: list[bytes] | None = None
         #: How θ travels to workers and contributions from them; None is as they are.
         self._pull_codec = pull_codec(job.wire)
-        self.push_codec = push_codec(job.wire)
+        self.decoder = None if job.wire.push == "full" else Decoder(job, layout, self.chunk)
         #: The last chunk of θ as it travels, beside `_encoded`.
         self._last: Array = self.theta
-        #: Bytes of θ and of a contribution on the wire.
-        self.theta_nbytes = self._nbytes(self._pull_codec)
-        self.push_nbytes = self._nbytes(self.push_codec)
+        #: Bytes of θ on the wire.
+        self.theta_nbytes = self.theta.nbytes
+        if self._pull_codec is not None:
+            self.theta_nbytes = sum(self._pull_codec.nbytes(chunk.size) for chunk in self.cut(self.theta))
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
@@ -126,11 +128,6 @@ class Store:
     def _encode(self, start: int) -> bytes:
         header = pb.ServerMessage(work=pb.Work(version=self.version, offset=start))
         return encode(header, self._coded(start))
-
-    def _nbytes(self, codec: Codec | None) -> int:
-        if codec is None:
-            return self.theta.nbytes
-        return sum(codec.nbytes(chunk.size) for chunk in self.cut(self.theta))
 
     def _coded(self, start: int) -> Array:
         """Return the chunk of θ that begins at `start` as it travels."""

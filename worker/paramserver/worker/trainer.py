@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from paramserver.wire import sharing
-from paramserver.wire.codecs import Codec, Origin, chunk_elements, pull_codec, push_codec
+from paramserver.wire.codecs import Codec, Origin, chunk_elements, pull_codec
 from paramserver.wire.codecs.codec import GRID
 from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
 from paramserver.wire.job import Job
@@ -432,13 +432,13 @@ class Trainer:
         push.shared = replica.shares_memory
         if push.shared and self._encoder is not None:
             # There are no bytes to save in shared memory; the values are those that would have arrived.
-            self._encoder.decode(self._encoder.encode(place.flat, push.shard, push.step), place.flat)
+            self._encoder.encode(place.flat, push.shard, push.step, in_place=True)
         return place.flat
 
     def _new_encoder(self, layout: Layout) -> Encoder | None:
-        codec = push_codec(self._job.wire)
-        chunk = chunk_elements(self._job, self._chunk_bytes)
-        return None if codec is None else Encoder(codec, layout, chunk, self._job.train.seed)
+        if self._job.wire.push == "full":
+            return None
+        return Encoder(self._job, layout, chunk_elements(self._job, self._chunk_bytes))
 
     def _chunks(self, flat: Array) -> list[Piece]:
         size = self._chunk_bytes // flat.itemsize

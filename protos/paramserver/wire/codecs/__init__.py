@@ -7,6 +7,9 @@ import numpy as np
 from paramserver.wire.codecs.bfloat16 import BFloat16
 from paramserver.wire.codecs.codec import Codec, Origin
 from paramserver.wire.codecs.float16 import Float16
+from paramserver.wire.codecs.int8 import Int8
+from paramserver.wire.codecs.sign import Sign
+from paramserver.wire.codecs.topk import TopK
 from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job, WireSection
 from paramserver.wire.layout import Array
@@ -20,7 +23,17 @@ def pull_codec(wire: WireSection) -> Codec | None:
 
 
 def push_codec(wire: WireSection) -> Codec | None:
-    """Return the codec of the contributions; None if they travel as they are."""
+    """Return the codec of the contributions' chunks; None if they travel as they are, or whole by `PowerSGD`.
+
+    Where pushes keep something back, those that are exact travel as they are.
+    """
+    match wire.push:
+        case "int8":
+            return Int8()
+        case "topk":
+            return TopK(wire.density)
+        case "sign":
+            return Sign()
     return _half(wire.push)
 
 
