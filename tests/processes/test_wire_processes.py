@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,46 @@ def test_the_same_bits_for_any_workers_and_transport(cluster: Cluster, wire: dic
     del asked["wire"]
     control.train(asked)
     assert control.bits() != bits
+
+
+SLOW = """
+import time
+from paramserver.worker.tasks.linear import SoftmaxRegression
+
+class Slow(SoftmaxRegression):
+    def loss_and_grad(self, params, batch):
+        time.sleep(0.003)
+        return super().loss_and_grad(params, batch)
+"""
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [{"push": "topk", "density": 0.05, "momentum": 0.9, "exact_every": 16}, {"push": "powersgd", "exact_every": 16}],
+    ids=str,
+)
+def test_what_a_killed_worker_had_kept_back_does_not_show(cluster: Cluster, wire: dict[str, Any]) -> None:
+    (cluster.folder / "slow.py").write_text(SLOW, encoding="utf-8")
+    asked = job(cluster.folder, wire, "slow.py:Slow", steps=60)
+    control = cluster.server()
+    workers = {"shared": cluster.worker(control, "shared")}
+    control.joined("shared")
+    control.train(asked)
+    bits = control.bits()
+    workers["stream"] = cluster.worker(control, "stream", "--transport", "stream")
+    control.joined("stream")
+    control.submit(asked)
+    # In the middle of a window, so that something is lost: then the job is taken back to the window's beginning.
+    for version, victim in ((20, "shared"), (42, "stream")):
+        reached = control.when(lambda status, version=version: status.version >= version and status.version % 16 < 12)
+        workers[victim].send_signal(signal.SIGKILL)
+        workers[victim].wait()
+        workers[victim] = cluster.worker(control, f"{victim}-again")
+        control.joined(f"{victim}-again")
+        assert reached.state == "train"
+    last = control.finish()
+    assert (last.state, last.version) == ("done", 60)
+    assert control.bits() == bits
 
 
 def test_a_gradient_beyond_fp16_fails_the_job_and_says_where(cluster: Cluster) -> None:

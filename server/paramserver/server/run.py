@@ -12,6 +12,7 @@ from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
+from paramserver.server.waypoints import Waypoints
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
@@ -64,6 +65,8 @@ class Run:
         self._arrived: dict[tuple[int, int], list[Array]] = {}
         self._sessions = sessions
         self._clock = clock
+        #: None where contributions keep nothing back.
+        self._waypoints = Waypoints(job.wire) if job.wire.keeps_back else None
 
     def snapshot(self) -> Snapshot:
         """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
@@ -72,11 +75,17 @@ class Run:
         """
         state, store = self.engine.state(self._clock()), self.store
         train = None if self.job is self.submitted else self.job.train
-        if state is None or store is None:
+        waypoint = None if self._waypoints is None or self.engine.ended else self._waypoints.last
+        if waypoint is not None and store is not None:
+            # Elsewhere workers keep something back that would not be in the snapshot.
+            state, theta, optimizer_state = waypoint.engine, waypoint.theta, dict(waypoint.optimizer_state)
+        elif state is None or store is None:
             return Snapshot(self.job_id, self.submitted, state, train=train)
-        optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
-        parameters = Parameters(store.layout, store.theta.copy(), optimizer_state)
-        history = self.history.columns()
+        else:
+            theta = store.theta.copy()
+            optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
+        parameters = Parameters(store.layout, theta, optimizer_state)
+        history = self.history.columns(state.finished_steps)
         return Snapshot(self.job_id, self.submitted, state, parameters, self.census, self.moments, history, train)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -96,11 +105,14 @@ class Run:
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for."""
-        measured = None
+        follow_up = None
         for effect in self.engine.handle(event, self._clock()):
-            measured = self._carry_out(effect) or measured
-        if measured is not None:
-            self.feed(measured)
+            # If there are two, the last goes back behind the update that the other one tells of.
+            follow_up = self._carry_out(effect) or follow_up
+        if follow_up is not None:
+            self.feed(follow_up)
+        if self._waypoints is not None and self.store is not None:
+            self._waypoints.pass_by(self.job.train, self.engine, self.store, self._clock())
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
@@ -316,9 +328,11 @@ class Run:
                 )
                 self._send(effect.worker, pb.ServerMessage(refusal=refusal))
             case ev.Revoke(worker, shard):
-                self._revoke(worker, shard)
+                return self._revoke(worker, shard)
             case ev.Restage(train):
                 self._restage(train)
+            case ev.GoBack():
+                self._go_back()
             case ev.CombineSurveys():
                 self._combine_surveys()
             case ev.End(status, reason):
@@ -359,13 +373,26 @@ class Run:
             session.sent += self.store.theta_nbytes
         session.send(*messages)
 
-    def _revoke(self, worker: str, shard: int) -> None:
+    def _revoke(self, worker: str, shard: int) -> ev.Event | None:
         session = self._sessions.get(worker)
         if session is not None and session.incoming is not None and session.incoming.contribution.shard == shard:
+            _pass_over(session)
+        waypoint = None if self._waypoints is None else self._waypoints.behind(self.engine, shard)
+        return None if waypoint is None else ev.TakenBack(waypoint.engine)
+
+    def _go_back(self) -> None:
+        waypoint = None if self._waypoints is None else self._waypoints.last
+        assert waypoint is not None
+        assert self.store is not None
+        self.store.go_back(self.job, waypoint.engine.version, waypoint.theta, waypoint.optimizer_state)
+        self.history.forget_after(waypoint.engine.finished_steps)
+        for session in self._sessions.values():
             _pass_over(session)
 
     def _restage(self, train: TrainSection) -> None:
         self.job = self.job.model_copy(update={"train": train})
+        if self._waypoints is not None:
+            self._waypoints.forget()
         if self.store is None:
             return
         moved = self.store.moves

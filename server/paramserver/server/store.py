@@ -72,6 +72,18 @@ class Store:
         self.version = version
         self.update.state = type(self.update.state)(**optimizer_state)
 
+    def go_back(self, job: Job, version: int, theta: Array, optimizer_state: Mapping[str, Array]) -> None:
+        """Make θ what it was at `version`, by copies of θ and of its optimizer state; forget what is not applied."""
+        if self._segment is not None:
+            self._segment.sequence[0] += 1
+        np.copyto(self.theta, theta)
+        if self._segment is not None:
+            self._segment.sequence[0] += 1
+        for name, array in self.optimizer_state.items():
+            np.copyto(array, optimizer_state[name])
+        self.version, self._encoded = version, None
+        self.restage(job)
+
     def cut(self, vector: Array) -> list[Array]:
         """Return a whole vector as its chunks."""
         return [vector[start : start + self.chunk] for start in range(0, vector.size, self.chunk)]
@@ -80,9 +92,10 @@ class Store:
         """Take in contributions as the policy of `job` needs it, which may be new, and forget those not applied."""
         size, dtype, train = self.layout.size, self.layout.dtype, job.train
         in_rounds = train.mode == "sync"
+        by_timing = not in_rounds or train.quorum > 0
         #: False if whoever reads θ in shared memory may take its time, see above.
-        self.moves = not in_rounds or train.quorum > 0
-        apart = self.moves or train.is_robust
+        self.moves = by_timing or job.wire.keeps_back
+        apart = by_timing or train.is_robust
         self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None

@@ -32,8 +32,6 @@ def decoded(bits: Array, count: int) -> Array:
 
 @given(
     hnp.arrays(np.float32, st.integers(1, 3 * BUCKET), elements=st.floats(-(2.0**126), 2.0**126, width=32)),
-        np.float32, st.integers(1, 3 * BUCKET), elements=st.floats(-(2.0**126), 2.0**126, width=32), fill=st.just(0.5)
-    ),
     st.integers(0, 2**32 - 1),
     st.integers(0, 10**15),
 )

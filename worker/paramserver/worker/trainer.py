@@ -377,6 +377,9 @@ class Trainer:
             return False
         if any(assignment.kind != pb.Assignment.GRADIENT for assignment in work.assignments):
             return False
+        if self._encoder is not None and len({assignment.step for assignment in work.assignments}) > 1:
+            # Steps may differ in their bytes.
+            return False
         return self._replica.shares_memory or len(work.assignments) * self._replica.nbytes <= self._chunk_bytes
 
     async def _push_together(self, stream: Stream, work: pb.Work) -> None:
