@@ -177,7 +177,7 @@ class Run:
         if offset == 0:
             session.discarding, session.incoming = None, Incoming(c)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
-            if not (push.shared or self._is_whole(payload)) and self.engine.review(c) is not None:
+            if not (push.shared or self._is_whole(c, payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
                 # The engine repeats its answer and counts the refusal.
                 self.feed(ev.Pushed((c,)))
@@ -205,21 +205,32 @@ class Run:
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
-    def _is_whole(self, payload: memoryview) -> bool:
-        return self.store is not None and payload.nbytes == self.store.theta.nbytes
+    def _is_whole(self, c: ev.Contribution, payload: memoryview) -> bool:
+        store = self.store
+        if store is None:
+            return False
+        return payload.nbytes == (store.theta.nbytes if store.decoder is None else store.decoder.nbytes(c.step))
 
     def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> None:
         size, chunk = store.layout.size, store.chunk
-        values = read_values(payload, store.layout.dtype, offset, size)
+        decoder, step = store.decoder, incoming.contribution.step
+        if decoder is None:
+            values = read_values(payload, store.layout.dtype, offset, size)
+            finite = is_finite(values)
+        else:
+            size = decoder.size(step)
+            values, finite = decoder.read(payload, offset, step)
         if offset != incoming.next_offset or values.size != min(chunk, size - offset):
             raise TensorError(
                 f"a chunk of {values.size} values came at offset {offset}; "
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
-        if not is_finite(values):
+        if not finite:
             raise TensorError(_where_not_finite(store.layout, offset, values))
         incoming.next_offset += values.size
         incoming.chunks.append(values)
+        if decoder is not None and incoming.next_offset == size:
+            incoming.chunks, incoming.next_offset = decoder.whole(incoming.chunks, step), store.layout.size
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
@@ -345,7 +356,7 @@ class Run:
         is_held = session.shares_memory or session.held == self.store.version
         messages = self.store.answer(message, is_held)
         if not is_held:
-            session.sent += self.store.theta.nbytes
+            session.sent += self.store.theta_nbytes
         session.send(*messages)
 
     def _revoke(self, worker: str, shard: int) -> None:
@@ -391,6 +402,6 @@ def _contribution(worker: str, push: pb.Push) -> ev.Contribution:
 
 
 def _where_not_finite(layout: Layout, offset: int, values: np.ndarray) -> str:
-    index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
-    tensor = next(t for t in reversed(layout.tensors) if t.offset <= index)
-    return f"tensor {tensor.name!r} holds {values[index - offset]} at element {index - tensor.offset}"
+    index = int(np.flatnonzero(~np.isfinite(values))[0])
+    name, element = layout.locate(offset + index)
+    return f"tensor {name!r} holds {values[index]} at element {element}"
