@@ -302,11 +302,10 @@ class Job(Section):
                     f"wire.{key} = {value!r} needs train.dtype = 'float32', found {self.train.dtype!r}:"
                     " a job of that precision keeps it on the wire; use 'full'"
                 )
-        if self.wire.keeps_back and self.server.partitions > 1:
-            raise ValueError(
-                f"wire.push = {self.wire.push!r} needs server.partitions = 1, found {self.server.partitions}:"
-                " what is kept back goes back in time on one server only"
-            )
+            if value != "full" and self.server.partitions > 1:
+                raise ValueError(
+                    f"wire.{key} = {value!r} needs server.partitions = 1, found {self.server.partitions}; use 'full'"
+                )
         if self.wire.momentum and self.optimizer.momentum:
             raise ValueError(
                 f"wire.momentum = {self.wire.momentum} takes the place of optimizer.momentum ="
