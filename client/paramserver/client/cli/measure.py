@@ -22,9 +22,7 @@ def round_(
     workers: Annotated[int, typer.Option(help="Worker processes, one shard each.")] = 2,
     rounds: Annotated[int, typer.Option(help="Synchronous rounds.")] = 200,
     transport: Annotated[str, typer.Option(help="auto (shared memory here) or stream.")] = "auto",
-    wire: Annotated[
-        str, typer.Option(help="Codec: full; bf16, fp16 both ways; int8, topk, sign of gradients.")
-    ] = "full",
+    wire: Annotated[str, typer.Option(help="full; bf16, fp16 (both ways); int8, topk, sign (gradients).")] = "full",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Time synchronous rounds: push, add up, apply, pull."""
