@@ -47,7 +47,8 @@ class Sample(NamedTuple):
     """The server after a job."""
 
     seconds: float
-    rss_mb: float
+    #: Without what it shares, which `segments` counts.
+    memory_mb: float
     descriptors: int
     threads: int
     #: Mapped segments of shared memory.
@@ -60,7 +61,7 @@ def measure(pid: int, seconds: float) -> Sample:
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line)
     segments = (proc / "maps").read_text().count("/memfd:paramserver")
     descriptors = len(os.listdir(proc / "fd"))
-    return Sample(seconds, int(status["VmRSS"].split()[0]) / 1024, descriptors, int(status["Threads"]), segments)
+    return Sample(seconds, int(status["RssAnon"].split()[0]) / 1024, descriptors, int(status["Threads"]), segments)
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -80,13 +81,13 @@ def judge(samples: list[Sample]) -> list[str]:
     columns = Sample(*(np.array(column, float) for column in zip(*settled, strict=True)))
     span = columns.seconds[-1] - columns.seconds[0]
     grew = []
-    for name in ("rss_mb", "descriptors", "threads", "segments"):
+    for name in ("memory_mb", "descriptors", "threads", "segments"):
         values = getattr(columns, name)
         growth = slope(columns.seconds, values) * span
-        allowed = max(GROWTH_MB, GROWTH_SHARE * np.mean(values)) if name == "rss_mb" else 1.0
+        allowed = max(GROWTH_MB, GROWTH_SHARE * np.mean(values)) if name == "memory_mb" else 1.0
         print(
-            f"{name:<12} mean {np.mean(values):8.1f}, {np.min(values):.1f} to {np.max(values):.1f}, "
-            f"fitted growth {growth:+.2f} over {span:.0f} s ({growth / span * 3600:+.2f} per hour), allowed {allowed:.1f}"
+            f"{name:<12} mean {np.mean(values):8.1f}, {np.min(values):.1f} to {np.max(values):.1f}, fitted growth "
+            f"{growth:+.2f} over {span:.0f} s ({growth / span * 3600:+.2f} per hour), allowed {allowed:.1f}"
         )
         if growth > allowed:
             grew.append(f"{name} grew by {growth:.1f}")
@@ -172,8 +173,11 @@ def main() -> int:
                 number += 1
                 if soak.seconds >= told:
                     told = soak.seconds + arguments.seconds / 20
+                    _, memory_mb, *rest = soak.samples[-1]
                     print(
-                        f"{soak.seconds:6.0f} s: {number} jobs, {soak.kills} kills, {soak.samples[-1][1:]}", flush=True
+                        f"{soak.seconds:6.0f} s: {number} jobs, {soak.kills} kills, {memory_mb:.1f} MB, "
+                        "{} descriptors, {} threads, {} segments".format(*rest),
+                        flush=True,
                     )
             if cluster.pids()["server"] != server:
                 raise SystemExit("FAIL: the server died")
