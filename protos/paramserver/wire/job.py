@@ -82,6 +82,8 @@ class TrainSection(Section):
     byzantine: int = Field(default=0, ge=0)
     #: sync: bound on the norm of every contribution's mean gradient; 0 is no bound.
     clip_contribution: float = Field(default=0.0, ge=0)
+    #: Bound on the norm of a contribution's mean gradient, beyond which it is refused; 0 is no bound.
+    refuse_norm: float = Field(default=0.0, ge=0)
     #: Batches that a worker computes, moving its own θ, before it pushes.
     local_steps: int = Field(default=1, ge=1, le=65536)
     #: Whether the accumulated gradient or the difference of the parameters is pushed.
@@ -233,6 +235,12 @@ class ServerSection(Section):
     durability: Literal["none", "snapshot"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
     lease_s: float = Field(default=10.0, ge=0.1)
+    #: Computing for less than this is never too long.
+    stuck_s: float = Field(default=60.0, ge=0.1)
+    #: How long a shard may wait for a worker that can take it before the job fails; 0 is no bound.
+    absent_s: float = Field(default=3600.0, ge=0)
+    #: Pushes of a worker that break the contract before it gets no more work.
+    max_bad_pushes: int = Field(default=3, ge=1)
 
 
 #: What each codec that keeps something back takes.

@@ -111,6 +111,8 @@ class Misbehaved(NamedTuple):
     shard: int
     step: int
     reason: str
+    #: The kind of offence in a word, under which it is counted.
+    fault: str = "malformed"
 
 
 class Failed(NamedTuple):
@@ -145,6 +147,12 @@ class StopAsked(NamedTuple):
     reason: str
 
 
+class Broken(NamedTuple):
+    """The server itself failed at what the engine asked for: there is no going on."""
+
+    reason: str
+
+
 class Tick(NamedTuple):
     """Time has passed."""
 
@@ -163,6 +171,7 @@ Event = (
     | PolicyChanged
     | TakenBack
     | StopAsked
+    | Broken
     | Tick
 )
 
@@ -191,6 +200,8 @@ class Grant(NamedTuple):
     worker: str
     version: int
     assignments: tuple[Assignment, ...]
+    #: From now on a sign of life is expected this often; None: as before.
+    heartbeat_s: float | None = None
 
 
 class Refuse(NamedTuple):
@@ -201,6 +212,8 @@ class Refuse(NamedTuple):
     step: int
     code: Code
     reason: str
+    #: What an INVALID message did wrong, in a word.
+    fault: str = ""
 
 
 class Revoke(NamedTuple):

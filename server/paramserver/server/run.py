@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from paramserver.server import events as ev
-from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
+from paramserver.server.engine import Engine
 from paramserver.server.history import History
+from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
@@ -20,6 +22,8 @@ from paramserver.wire.layout import Array, Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 #: Rows, features or classes of a shard; the sums over all shards still fit 64 bits.
 MAX_COUNT = 2**40
@@ -52,6 +56,8 @@ class Run:
         #: As it was submitted; `job` has the policy of the moment.
         self.submitted = job
         self.job = job
+        #: 0: no bound.
+        self._refuse_norm = job.train.refuse_norm
         self.engine = Engine(job, epoch)
         #: Leases up to this epoch were of earlier jobs.
         self._epoch_before = epoch
@@ -104,15 +110,25 @@ class Run:
             self.history = History.of(snapshot.history or {})
 
     def feed(self, event: ev.Event) -> None:
-        """Let the engine handle an event and carry out what it asks for."""
-        follow_up = None
-        for effect in self.engine.handle(event, self._clock()):
-            # If there are two, the last goes back behind the update that the other one tells of.
-            follow_up = self._carry_out(effect) or follow_up
-        if follow_up is not None:
-            self.feed(follow_up)
-        if self._waypoints is not None and self.store is not None:
-            self._waypoints.pass_by(self.job.train, self.engine, self.store, self._clock())
+        """Let the engine handle an event and carry out what it asks for.
+
+        A failure on the way is the server's own (no memory, a bug): the job ends with it, and θ, which may be changed
+        in part, is no longer given out.
+        """
+        try:
+            follow_up = None
+            for effect in self.engine.handle(event, self._clock()):
+                # If there are two, the last goes back behind the update that the other one tells of.
+                follow_up = self._carry_out(effect) or follow_up
+            if follow_up is not None:
+                self.feed(follow_up)
+            if self._waypoints is not None and self.store is not None:
+                self._waypoints.pass_by(self.job.train, self.engine, self.store, self._clock())
+        except Exception as error:
+            log.exception("the job cannot go on")
+            reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
+            for effect in self.engine.handle(ev.Broken(reason), self._clock()):
+                self._carry_out(effect)
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
@@ -130,7 +146,7 @@ class Run:
         started = pb.JobStarted(
             job_id=self.job_id,
             job_json=self.job.to_json(),
-            heartbeat_s=self.job.server.lease_s / HEARTBEATS_PER_LEASE,
+            heartbeat_s=self.engine.longest_heartbeat_s,
         )
         session.send(encode(pb.ServerMessage(job=started)))
         join = session.join
@@ -196,6 +212,14 @@ class Run:
         if session.discarding == name:
             return None
         incoming = session.incoming
+        if offset and incoming is not None and incoming.name == name and offset < incoming.next_offset:
+            # A chunk that came twice.
+            return None
+        if offset and incoming is None and self.engine.admit(c.worker, *name) is not None:
+            # The end of what is in already, once more, or of what was refused long ago.
+            session.discarding = name
+            self.feed(ev.Pushed((c,)))
+            return None
         try:
             if self.store is None:
                 raise TensorError("a push came before the parameters were initialised")
@@ -205,12 +229,15 @@ class Run:
                 self._take_shared(self.store, session, incoming)
             else:
                 self._take_chunk(self.store, incoming, offset, payload)
+            if self._refuse_norm and incoming.next_offset == self.store.layout.size:
+                self._check_norm(incoming)
         except TensorError as error:
             session.incoming, session.discarding = None, name
             reason = f"push of worker {session.name}, shard {c.shard}, step {c.step}: {error}"
-            self.feed(ev.Misbehaved(session.name, c.shard, c.step, reason))
+            self.feed(ev.Misbehaved(session.name, c.shard, c.step, reason, error.fault))
             return None
         if incoming.next_offset < self.store.layout.size:
+            self.feed(ev.Heard(session.name))
             return None
         session.incoming = None
         self._arrived[c.shard, c.step] = incoming.chunks
@@ -238,7 +265,7 @@ class Run:
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
         if not finite:
-            raise TensorError(_where_not_finite(store.layout, offset, values))
+            raise TensorError(_where_not_finite(store.layout, offset, values), "not_finite")
         incoming.next_offset += values.size
         incoming.chunks.append(values)
         if decoder is not None and incoming.next_offset == size:
@@ -257,9 +284,16 @@ class Run:
         contribution = session.slots[shard].values
         offset = store.update.first_not_finite(contribution)
         if offset is not None:
-            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]))
+            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]), "not_finite")
         incoming.next_offset = contribution.size
         incoming.chunks = store.cut(contribution)
+
+    def _check_norm(self, incoming: Incoming) -> None:
+        # Chunks are whole blocks of the norm, so that it has the same bits however the contribution came.
+        squares = np.concatenate([block_squares(chunk) for chunk in incoming.chunks])
+        found = norm(squares) / max(1, incoming.contribution.samples)
+        if found > self._refuse_norm:
+            raise TensorError(f"the mean gradient has norm {found:.6g}, refuse_norm is {self._refuse_norm:g}", "norm")
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
         event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
@@ -291,6 +325,9 @@ class Run:
             layout = Layout.from_proto(session.initial_layout, self.job.train.dtype)
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
+            if initial.offset < held:
+                # A chunk that came twice.
+                return
             if initial.offset != held:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):
@@ -305,6 +342,8 @@ class Run:
             self.store = Store(self.job, layout, pieces, self.engine.total_steps)
             session.initial = []
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
+        else:
+            self.feed(ev.Heard(session.name))
 
     def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
         match effect:
@@ -357,6 +396,8 @@ class Run:
         message = pb.ServerMessage()
         work = message.work
         work.version, work.last = grant.version, True
+        if grant.heartbeat_s is not None:
+            work.heartbeat_s = grant.heartbeat_s
         for kind, shard, epoch, step in grant.assignments:
             if self.store is not None and kind is ev.Kind.GRADIENT:
                 self.store.granted(shard)
@@ -370,6 +411,9 @@ class Run:
         is_held = session.shares_memory or session.held == self.store.version
         messages = self.store.answer(message, is_held)
         if not is_held:
+            if session.is_full:
+                session.give_up()
+                return
             session.sent += self.store.theta_nbytes
         session.send(*messages)
 

@@ -48,6 +48,8 @@ class Store:
             self.theta[start : start + values.size] = values
             start += values.size
         self.version = 0
+        #: False once an update has failed in the middle: θ is then neither the old nor the new one.
+        self.is_whole = True
         self.chunk = chunk_elements(job, CHUNK_BYTES)
         self.update = Update(job, layout, self.chunk, total_steps)
         self.restage(job)
@@ -110,11 +112,16 @@ class Store:
         shards = [c.shard for c in contributions]
         chunks = self.incoming.take(shards)
         correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
+        self.is_whole = False
         if self._segment is not None:
             self._segment.sequence[0] += 1
-        norm = self.update.apply(self.theta, chunks, version, step, contributions, correct)
-        if self._segment is not None:
-            self._segment.sequence[0] += 1
+        try:
+            norm = self.update.apply(self.theta, chunks, version, step, contributions, correct)
+        finally:
+            # An odd number would keep readers waiting for an end that never comes.
+            if self._segment is not None:
+                self._segment.sequence[0] += 1
+        self.is_whole = True
         self.version = version
         self._encoded = None
         return norm

@@ -7,6 +7,7 @@ anew and computes what it is then assigned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -44,6 +45,9 @@ PROTOCOL = 1
 #: which saves two thread switches.
 INLINE_S = 0.02
 
+#: Of this process, which a process id alone does not name: those of containers are all alike.
+_INSTANCE = int.from_bytes(os.urandom(8), "little") or 1
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -65,6 +69,7 @@ class Identity:
             pid=os.getpid(),
             accepts=self.accepts,
             pinned=self.pinned,
+            instance=_INSTANCE,
         )
 
 
@@ -213,6 +218,10 @@ class Trainer:
         #: None if contributions travel as they are.
         self._encoder: Encoder | None = None
         self._heartbeat_s = 0.0
+        #: What was pushed last on this stream, by shard, as (epoch, step), unless it was refused.
+        self._pushed: dict[int, tuple[int, int]] = {}
+        #: Set when heartbeats are due at other times than before.
+        self._new_pace = asyncio.Event()
         self._chunk_bytes = 0
         self._last_step_s = float("inf")
         #: Set while there is a job.
@@ -229,6 +238,7 @@ class Trainer:
         """
         self.joined = False
         self._replica = self._outgoing = None
+        self._pushed = {}
         await stream.send(pb.WorkerMessage(join=self._identity.join()))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
@@ -272,6 +282,8 @@ class Trainer:
                 self._encoder = self._new_encoder(self._replica.layout)
             case "refusal":
                 refusal = message.refusal
+                if refusal.code != pb.Refusal.DUPLICATE:
+                    self._pushed.pop(refusal.shard, None)
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
@@ -295,7 +307,7 @@ class Trainer:
         return self._current_learner.job
 
     def _start(self, started: pb.JobStarted) -> None:
-        self._heartbeat_s = started.heartbeat_s
+        self._beat_every(started.heartbeat_s)
         job = Job.from_json(started.job_json)
         # The same job on a new stream: the shards that were read are still good. A server that was started anew
         # does not know that a name was used before, so the name alone does not make it the same job.
@@ -304,6 +316,10 @@ class Trainer:
             self._learner = Learner(job, self._base)
         self._working.set()
         log.info("job %s: %s on %s", started.job_id, self._job.task.use, self._job.data.source)
+
+    def _beat_every(self, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._new_pace.set()
 
     def _take_census(self, census: pb.Census, payload: memoryview) -> None:
         moments = None
@@ -320,8 +336,18 @@ class Trainer:
             replica.take(work.offset, payload)
         if not work.last:
             return
+        if work.HasField("heartbeat_s"):
+            self._beat_every(work.heartbeat_s)
         if replica is not None:
             replica.settle()
+        repeated = [a for a in work.assignments if self._pushed.get(a.shard) == (a.epoch, a.step)]
+        if repeated:
+            # Computed again it would overwrite what the server may be reading.
+            log.info("work that came twice is passed over: %d of %d", len(repeated), len(work.assignments))
+            for assignment in repeated:
+                work.assignments.remove(assignment)
+            if not work.assignments:
+                return
         try:
             if replica is not None and replica.fault:
                 raise TaskError(replica.fault)
@@ -436,6 +462,7 @@ class Trainer:
         if push.shared and self._encoder is not None:
             # There are no bytes to save in shared memory; the values are those that would have arrived.
             self._encoder.encode(place.flat, push.shard, push.step, in_place=True)
+        self._pushed[push.shard] = (push.epoch, push.step)
         return place.flat
 
     def _new_encoder(self, layout: Layout) -> Encoder | None:
@@ -471,6 +498,9 @@ class Trainer:
         while True:
             # Without a job nobody counts on the worker.
             await self._working.wait()
-            await asyncio.sleep(self._heartbeat_s / 2)
+            self._new_pace.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._new_pace.wait(), self._heartbeat_s / 2)
+                continue
             if loop.time() - stream.last_sent > self._heartbeat_s / 2:
                 await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))
