@@ -42,7 +42,8 @@ class LocalCluster:
         state: where the server keeps its job, or each of several in a folder of its own within; with it, a server that
             dies is started again and goes on.
         restarts: how often each process is started again.
-        transport: `auto`, or `stream` to keep tensors out of shared memory.
+        transport: `auto`, `stream` to keep tensors out of shared memory, or `mixed` for workers that take turns.
+        proxy_seed: put a `paramserver.client.proxy` with this seed before the server, of several the coordinator.
         servers: how many server processes; the job's `server.partitions` must be the same.
 
     Raises:
@@ -57,10 +58,13 @@ class LocalCluster:
         state: Path | None = None,
         restarts: int = MAX_RESTARTS,
         transport: str = "auto",
+        proxy_seed: int | None = None,
         servers: int = 1,
     ) -> None:
         self._transport = transport
         self._partitions = servers
+        self._proxy_seed = proxy_seed
+        self._proxy: LocalProcess | None = None
         self._count, self._logs, self._base, self._state = workers, logs, base, state
         self._supervisor = Supervisor(logs / "supervisor.log", restarts)
         #: By partition, as far as they were started; the last partition first.
@@ -76,6 +80,8 @@ class LocalCluster:
             for partition in reversed(range(self._partitions)):
                 addresses.insert(0, self._start_server(partition, addresses))
             self.address = addresses[0]
+            if self._proxy_seed is not None:
+                addresses[0] = self._start_proxy(self._proxy_seed)
             for number in range(self._count):
                 name = f"worker-{number}"
                 arguments = (
@@ -86,7 +92,7 @@ class LocalCluster:
                     "--base",
                     str(self._base),
                     "--transport",
-                    self._transport,
+                    ("auto", "stream")[number % 2] if self._transport == "mixed" else self._transport,
                 )
                 self._workers.append(LocalProcess(name, self._logs, "paramserver.worker", *arguments))
         except BaseException:
@@ -122,6 +128,8 @@ class LocalCluster:
             # A server that kept nothing would come back without the job.
             if not server.alive and not (self._state and self._supervisor.revive(server)):
                 raise JobFailed(server.epitaph())
+        if self._proxy is not None and not self._proxy.alive:
+            raise JobFailed(self._proxy.epitaph())
         going_on = [self._supervisor.revive(worker) for worker in self._workers]
         if self._workers and not any(going_on):
             raise JobFailed("\n".join(worker.epitaph() for worker in self._workers))
@@ -131,14 +139,21 @@ class LocalCluster:
         members = (*reversed(self._servers), *self._workers)
         return {member.name: member.process.pid for member in members if member.alive}
 
+    @property
+    def proxy_pid(self) -> int | None:
+        """The process id of the proxy, if there is one."""
+        return None if self._proxy is None else self._proxy.process.pid
+
     def stop(self) -> None:
         """End the workers, then the server: politely first, by force when that takes too long or is interrupted.
 
         Of several servers the coordinator comes first, since what it saves in the end needs the others.
         """
-        servers = self._servers[::-1]
+        coordinator = self._servers[self._partitions - 1 :]
+        first = [*coordinator, *([] if self._proxy is None else [self._proxy])]
+        others = self._servers[: self._partitions - 1]
         try:
-            for group in (self._workers, servers[:1], servers[1:]):
+            for group in (self._workers, first, others):
                 for member in group:
                     member.process.terminate()
                 deadline = time.monotonic() + GRACE_S
@@ -148,7 +163,7 @@ class LocalCluster:
                     except subprocess.TimeoutExpired:
                         member.process.kill()
         finally:
-            members = (*self._workers, *servers)
+            members = (*self._workers, *first, *others)
             for member in members:
                 member.process.kill()
             for member in members:
@@ -170,17 +185,29 @@ class LocalCluster:
         arguments = ("--listen", "127.0.0.1:0", "--address-file", str(file), *keep)
         server = LocalProcess(name, self._logs, "paramserver.server", *arguments)
         self._servers.append(server)
-        deadline = time.monotonic() + START_S
-        while not file.exists():
-            if time.monotonic() > deadline:
-                raise JobFailed(f"the server has not started within {START_S:g} s; see {self._logs}")
-            try:
-                # Doubles as the pause between two looks, and ends at once if the server dies.
-                server.process.wait(_LOOK_S)
-            except subprocess.TimeoutExpired:
-                continue
-            raise JobFailed(server.epitaph())
-        address = file.read_text(encoding="utf-8").strip()
+        address = _wait_for_address(server, file)
         # Started again, it must be where the workers look for it.
         server.arguments = ("--listen", address, *keep)
         return address
+
+    def _start_proxy(self, seed: int) -> str:
+        file = self._logs / "proxy.address"
+        file.unlink(missing_ok=True)
+        arguments = ("--server", self.address, "--seed", str(seed), "--address-file", str(file))
+        self._proxy = LocalProcess("proxy", self._logs, "paramserver.client.proxy", *arguments)
+        return _wait_for_address(self._proxy, file)
+
+
+def _wait_for_address(process: LocalProcess, file: Path) -> str:
+    """Return what a process writes to a file once it listens."""
+    deadline = time.monotonic() + START_S
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise JobFailed(f"{process.name} has not started within {START_S:g} s; see {file.parent}")
+        try:
+            # Doubles as the pause between two looks, and ends at once if the process dies.
+            process.process.wait(_LOOK_S)
+        except subprocess.TimeoutExpired:
+            continue
+        raise JobFailed(process.epitaph())
+    return file.read_text(encoding="utf-8").strip()

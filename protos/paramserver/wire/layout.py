@@ -143,6 +143,11 @@ class Layout:
         part.whole, part.start = self, start
         return part
 
+    def locate(self, index: int) -> tuple[str, int]:
+        """Return the name of the tensor that the flat vector holds at `index`, and which of its elements that is."""
+        tensor = next(t for t in reversed(self.tensors) if t.offset <= index)
+        return tensor.name, index - tensor.offset
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and (self.dtype, self.tensors) == (other.dtype, other.tensors)
 

@@ -73,6 +73,9 @@ class ControlService(rpc.ControlServicer):
             reason = "no job was submitted" if run is None else "the parameters are not initialised yet"
             await context.abort(status_code(NotReady()), reason)
             return
+        if not run.store.is_whole:
+            await context.abort(status_code(NotReady()), f"the parameters are in part changed: {run.engine.reason}")
+            return
         layout = run.store.layout.whole
         start = 0
         try:

@@ -164,7 +164,7 @@ class Coordinator(Shell):
             kept = self._directory is not None and before.job.server.durability != "none"
             if not kept:
                 reason = f"{self._why_not}; nothing of the job is kept, so it cannot go on"
-                before.engine.handle(ev.Lost(reason), time.monotonic())
+                before.engine.handle(ev.Broken(reason), time.monotonic())
                 before.abandon(NotReady(f"the parameters of job {before.job_id} are gone with a partition"))
                 return
             log.error("job %s begins anew: the partitions have no version of it in common", before.job_id)
@@ -263,11 +263,13 @@ class Coordinator(Shell):
             status.start, status.elements = part.start, part.size
         return found
 
-    def _tick(self) -> None:
-        # The next deadline is known when this is handled, see `_moved`.
-        self._timer = None
-        if self.run is not None:
-            self.run.feed(ev.Tick())
+    def arm(self) -> None:
+        """Set the timer to the next deadline, which while a tick waits in the queue nobody knows."""
+        if self.run is None or not self.run.is_to_tick:
+            super().arm()
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _moved(self) -> None:
         """Look at what an event has changed."""

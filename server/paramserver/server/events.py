@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from paramserver.server.enginestate import EngineState
 from paramserver.wire.job import TrainSection
 
 
@@ -110,6 +111,8 @@ class Misbehaved(NamedTuple):
     shard: int
     step: int
     reason: str
+    #: The kind of offence in a word, under which it is counted.
+    fault: str = "malformed"
 
 
 class Failed(NamedTuple):
@@ -132,14 +135,20 @@ class PolicyChanged(NamedTuple):
     train: TrainSection
 
 
+class TakenBack(NamedTuple):
+    """What was computed since this state of the job cannot be gone on from; it is to be computed again."""
+
+    state: EngineState
+
+
 class StopAsked(NamedTuple):
     """A client wants the job to end."""
 
     reason: str
 
 
-class Lost(NamedTuple):
-    """What cannot be computed again is gone, with another partition."""
+class Broken(NamedTuple):
+    """The server itself failed at what the engine asked for: there is no going on."""
 
     reason: str
 
@@ -174,8 +183,9 @@ Event = (
     | Failed
     | Measured
     | PolicyChanged
+    | TakenBack
     | StopAsked
-    | Lost
+    | Broken
     | Fetched
     | Ordered
     | Tick
@@ -239,6 +249,8 @@ class Grant(NamedTuple):
     worker: str
     version: int
     assignments: tuple[Assignment, ...]
+    #: From now on a sign of life is expected this often; None: as before.
+    heartbeat_s: float | None = None
 
 
 class Refuse(NamedTuple):
@@ -249,6 +261,8 @@ class Refuse(NamedTuple):
     step: int
     code: Code
     reason: str
+    #: What an INVALID message did wrong, in a word.
+    fault: str = ""
 
 
 class Revoke(NamedTuple):
@@ -276,6 +290,10 @@ class Restage(NamedTuple):
     train: TrainSection
 
 
+class GoBack(NamedTuple):
+    """Take θ and all that belongs to it back to the state that was given; forget contributions not applied."""
+
+
 class CombineSurveys(NamedTuple):
     """All shards are counted: combine their surveys in shard order."""
 
@@ -295,6 +313,7 @@ Effect = (
     | Revoke
     | Progress
     | Restage
+    | GoBack
     | CombineSurveys
     | End
     | SumUp

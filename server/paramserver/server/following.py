@@ -72,6 +72,16 @@ class FollowingRun(Run):
             loop.call_later(CAPTURED_S, self._captures.pop, number, None)
         return self._captures[number]
 
+    def feed(self, event: ev.Event) -> None:
+        """Let the engine handle an event and carry out what it asks for; the job does not outlive a failure."""
+        try:
+            for effect in self.engine.handle(event, self._clock()):
+                self._carry_out(effect)
+        except Exception as error:
+            log.exception("the job cannot go on")
+            reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
+            self._tell(pb.Report(broken=pb.Failure(reason=reason)))
+
     def _new_engine(self, job: Job, epoch: int) -> FollowingEngine:
         return FollowingEngine(job, epoch)
 

@@ -32,16 +32,23 @@ class Gathering:
         self._where: dict[Name, set[int]] = {}
         #: Those that are whole on this server. Disjoint from what was returned as whole everywhere.
         self._here: dict[Name, Contribution] = {}
+        #: Given out as whole everywhere, and not decided on yet: a copy that comes late is none of our business.
+        self._given: set[Name] = set()
 
     def arrived(self, contribution: Contribution) -> Contribution | None:
         """Note that a contribution is whole here; return it if it now is everywhere."""
         name = Name.of(contribution)
-        self._here[name] = contribution
+        if name not in self._given:
+            self._here[name] = contribution
         return self._note(name, 0)
 
     def reported(self, name: Name, partition: int) -> Contribution | None:
         """Note that it is whole on another server; return it if it now is everywhere."""
         return self._note(name, partition)
+
+    def decided(self, contribution: Contribution) -> None:
+        """Note that it has counted or not; if not, it may come once more."""
+        self._given.discard(Name.of(contribution))
 
     def is_waited_for(self, worker: str) -> bool:
         """Say whether something of the worker is here and not yet everywhere."""
@@ -54,11 +61,14 @@ class Gathering:
             self._here.pop(name, None)
 
     def _note(self, name: Name, partition: int) -> Contribution | None:
+        if name in self._given:
+            return None
         where = self._where.setdefault(name, set())
         where.add(partition)
         if where != self._all:
             return None
         found = self._here[name]
+        self._given.add(name)
         # What was computed for the shard before this will not be asked for again.
         for older in [n for n in self._where if n.shard == name.shard and n.step <= name.step]:
             del self._where[older]

@@ -7,6 +7,7 @@ events wait in a queue, and one is handled when all effects of the one before it
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -27,6 +28,8 @@ from paramserver.wire.layout import Array
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class LeadingRun(Run):
@@ -60,6 +63,8 @@ class LeadingRun(Run):
         self._initial: ev.Initialised | None = None
         self._initialised: set[int] = set()
         self._captures = 0
+        #: A tick is in the queue.
+        self.is_to_tick = False
         #: The newest version of θ that every partition has a snapshot of.
         self.common: int | None = None
 
@@ -141,10 +146,11 @@ class LeadingRun(Run):
             case ev.Initialised():
                 self._initial = event
                 self._look_at_initial()
-            case ev.Pushed((contribution,)) if self.engine.review(contribution) is None:
-                # Refused at its first chunk, for a reason that is gone: it is not taken, so it cannot count.
-                reason = f"step {contribution.step} of shard {contribution.shard} came too early: push it again"
-                self._later(ev.Misbehaved(contribution.worker, contribution.shard, contribution.step, reason))
+            case ev.Pushed((contribution,)):
+                self._acts.put_nowait(partial(self._refuse, contribution))
+            case ev.Tick():
+                self.is_to_tick = True
+                self._later(event)
             case _:
                 self._later(event)
 
@@ -152,11 +158,29 @@ class LeadingRun(Run):
         self._acts.put_nowait(partial(self._handle, event))
 
     async def _handle(self, event: ev.Event) -> None:
-        measured = None
-        for effect in self.engine.handle(event, self._clock()):
-            measured = await self._carry_out_everywhere(effect) or measured
-        if measured is not None:
-            await self._handle(measured)
+        if isinstance(event, ev.Tick):
+            self.is_to_tick = False
+        try:
+            follow_up = None
+            for effect in self.engine.handle(event, self._clock()):
+                follow_up = await self._carry_out_everywhere(effect) or follow_up
+        except ParamserverError:
+            # Of another partition.
+            raise
+        except Exception as error:
+            log.exception("the job cannot go on")
+            reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
+            follow_up = None if self.engine.ended else ev.Broken(reason)
+        if follow_up is not None:
+            await self._handle(follow_up)
+
+    async def _refuse(self, c: ev.Contribution) -> None:
+        """Refuse a contribution of which nothing was taken."""
+        if self.engine.review(c) is not None:
+            await self._handle(ev.Pushed((c,)))
+            return
+        reason = f"step {c.step} of shard {c.shard} came before it was expected: compute it again"
+        self._carry_out(ev.Refuse(c.worker, c.shard, c.step, ev.Code.STALE, reason))
 
     async def _decide(self, contribution: ev.Contribution, values: list[Array]) -> None:
         """Let the engine decide on a contribution that every partition has."""
@@ -164,11 +188,16 @@ class LeadingRun(Run):
         self._arrived[name] = values
         await self._handle(ev.Pushed((contribution,)))
         self._arrived.pop(name, None)
+        self._gathering.decided(contribution)
 
     def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
         for contribution in contributions:
-            self._values[Name.of(contribution)] = self._arrived.pop((contribution.shard, contribution.step))
-            self._gathered(self._gathering.arrived(contribution))
+            values = self._arrived.pop((contribution.shard, contribution.step))
+            if self.engine.review(contribution) is None:
+                self._values[Name.of(contribution)] = values
+                self._gathered(self._gathering.arrived(contribution))
+            else:
+                self.feed(ev.Pushed((contribution,)))
         if pull:
             self.feed(ev.Pulled(contributions[0].worker))
 
@@ -211,6 +240,8 @@ class LeadingRun(Run):
                 if bad.shard < len(self.engine.shards):
                     self._forget(bad.shard, self.engine.shards[bad.shard].epoch, bad.step)
                 self._later(ev.Misbehaved(bad.worker, bad.shard, bad.step, f"{link.name}: {bad.reason}"))
+            case "broken":
+                self._later(ev.Broken(f"{link.name}: {report.broken.reason}"))
             case other:
                 raise ProtocolError(f"{link.name} sent {other or 'an empty report'}, which has no place here")
 

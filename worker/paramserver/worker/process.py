@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import grpc
 from threadpoolctl import threadpool_limits
 
-from paramserver.wire.errors import PeerGone, ProtocolError, Unreachable, from_rpc_error
+from paramserver.wire.errors import Busy, PeerGone, ProtocolError, Unreachable, from_rpc_error
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.stream import Stream
 from paramserver.worker.trainer import Trainer
@@ -55,6 +55,7 @@ async def work(addresses: Sequence[str], trainer: Trainer, patience_s: float) ->
 
     Raises:
         Unreachable: if no server answers for `patience_s` seconds.
+        Busy: if another worker has the name for so long.
         ProtocolError: if the server speaks another protocol.
     """
     with contextlib.suppress(asyncio.CancelledError):
@@ -65,6 +66,8 @@ async def _work_and_reconnect(addresses: Sequence[str], trainer: Trainer, patien
     backoff_s, alone_since = FIRST_BACKOFF_S, time.monotonic()
     address = ",".join(addresses)
     while True:
+        # Its own process before it may have died a moment ago, so a name that is taken is tried again too.
+        taken: Busy | None = None
         async with contextlib.AsyncExitStack() as stack:
             stream, *others = [await stack.enter_async_context(Stream(address)) for address in addresses]
             try:
@@ -74,7 +77,7 @@ async def _work_and_reconnect(addresses: Sequence[str], trainer: Trainer, patien
                 cause = from_rpc_error(error, address)
                 if isinstance(cause, ProtocolError):
                     raise cause from None
-                reason = str(cause)
+                reason, taken = str(cause), cause if isinstance(cause, Busy) else None
             except PeerGone as error:
                 reason = str(error)
             except asyncio.CancelledError:
@@ -84,6 +87,8 @@ async def _work_and_reconnect(addresses: Sequence[str], trainer: Trainer, patien
         if trainer.joined:
             backoff_s, alone_since = FIRST_BACKOFF_S, now
         if now - alone_since > patience_s:
+            if taken is not None:
+                raise taken
             raise Unreachable(f"no server answers at {address} for {patience_s:g} s: {reason}")
         # Jitter keeps a crowd of workers from coming back all at once.
         delay = backoff_s * random.uniform(0.5, 1.0)
