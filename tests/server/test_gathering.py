@@ -50,3 +50,16 @@ def test_what_is_forgotten_has_to_come_again_everywhere() -> None:
     gathering.forget(shard=0, epoch=1, step=2)
     assert gathering.reported(Name(0, 1, 1, 0), 1) is not None
     assert gathering.reported(Name(0, 2, 2, 0), 1) is not None
+
+
+def test_a_copy_that_comes_before_the_decision_is_not_waited_for() -> None:
+    gathering = Gathering(2)
+    c = contribution()
+    gathering.reported(Name.of(c), 1)
+    assert gathering.arrived(c) == c
+    assert gathering.arrived(c) is None
+    assert not gathering.is_waited_for("w")
+    gathering.decided(c)
+    # Refused since the policy changed, and computed again.
+    assert gathering.reported(Name.of(c), 1) is None
+    assert gathering.arrived(c) == c
