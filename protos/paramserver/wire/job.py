@@ -229,8 +229,9 @@ class ServerSection(Section):
     """How the server holds the job."""
 
     partitions: Literal[1] = 1
-    #: snapshot: θ and all that belongs to it outlive the server, if it was given a state directory.
-    durability: Literal["none", "snapshot"] = "snapshot"
+    #: What outlives the server, if it was given a state directory. snapshot: θ as of the last one, and all that
+    #: belongs to it. log: in async and ssp also every contribution that was acknowledged since.
+    durability: Literal["none", "snapshot", "log"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
     lease_s: float = Field(default=10.0, ge=0.1)
 

@@ -167,6 +167,8 @@ class Engine:
             case ev.Pushed(contribution):
                 self._seen(contribution.worker, now)
                 self._push(contribution, effects, now)
+            case ev.Replayed(contribution):
+                self._count(contribution, effects, now)
             case ev.Misbehaved():
                 self._seen(event.worker, now)
                 self._misbehave(event, effects, now)
@@ -342,8 +344,11 @@ class Engine:
         if refusal is not None:
             self._refuse(refusal, effects, now)
             return
-        worker, shard = self.workers[c.worker], self.shards[c.shard]
-        worker.pushes += 1
+        self.workers[c.worker].pushes += 1
+        self._count(c, effects, now)
+
+    def _count(self, c: Contribution, effects: list[Effect], now: float) -> None:
+        shard = self.shards[c.shard]
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1
         self.samples += c.samples

@@ -102,6 +102,12 @@ class Pushed(NamedTuple):
     contribution: Contribution
 
 
+class Replayed(NamedTuple):
+    """A contribution that was counted before the server was started again is counted once more, in its old place."""
+
+    contribution: Contribution
+
+
 class Misbehaved(NamedTuple):
     """A worker sent something that breaks the contract; it was not taken."""
 
@@ -149,6 +155,7 @@ Event = (
     | Surveyed
     | Initialised
     | Pushed
+    | Replayed
     | Misbehaved
     | Failed
     | Measured

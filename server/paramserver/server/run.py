@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
 from paramserver.server.history import History
-from paramserver.server.session import Incoming, Session
+from paramserver.server.session import Gate, Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
-from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
+from paramserver.wire.errors import ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Layout, is_finite, read_values
@@ -40,6 +41,16 @@ _KINDS = {
 }
 
 
+class ContributionLog(Gate, Protocol):
+    """Keeps contributions on the disk; it holds back what is said of them until they are there."""
+
+    #: Versions of θ up to this one survive the process.
+    safe: int
+
+    def append(self, applied: ev.Apply, elapsed_s: float, store: Store) -> None:
+        """Take the contributions that `applied` names, before they are applied."""
+
+
 class Run:
     """A job from its submission on; its parameters stay readable after the end.
 
@@ -63,6 +74,10 @@ class Run:
         self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
         self._sessions = sessions
         self._clock = clock
+        #: The time of the event that is being handled.
+        self._now = clock()
+        #: Where contributions go before anybody is told that they count, if the job asks for it.
+        self.log: ContributionLog | None = None
 
     def snapshot(self) -> Snapshot:
         """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
@@ -97,10 +112,24 @@ class Run:
         """Let the engine handle an event and carry out what it asks for."""
         events = deque([event])
         while events:
-            for effect in self.engine.handle(events.popleft(), self._clock()):
+            self._now = self._clock()
+            for effect in self.engine.handle(events.popleft(), self._now):
                 follow_up = self._carry_out(effect)
                 if follow_up is not None:
                     events.append(follow_up)
+
+    def replay(self, contribution: ev.Contribution, values: bytes | memoryview) -> None:
+        """Count a contribution of the log once more; `values` are those of `Store.contribution`.
+
+        Raises:
+            StateError: if it is not one of this job.
+        """
+        if self.store is None or not 0 <= contribution.shard < len(self.engine.shards):
+            raise StateError(f"the log holds a contribution of shard {contribution.shard}, which has no place here")
+        if len(values) % self.store.layout.dtype.itemsize:
+            raise StateError(f"the log holds a contribution of {len(values)} bytes, not whole values")
+        self.store.replay(contribution.shard, np.frombuffer(values, self.store.layout.dtype))
+        self.feed(ev.Replayed(contribution))
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
@@ -115,6 +144,7 @@ class Run:
     def welcome(self, session: Session) -> None:
         """Bring a worker into the job."""
         session.start_job()
+        session.gate = self.log
         started = pb.JobStarted(
             job_id=self.job_id,
             job_json=self.job.to_json(),
@@ -221,6 +251,9 @@ class Run:
         if shard not in session.slots:
             raise TensorError(f"the contribution lies in a slot for shard {shard}, but none was offered")
         contribution = session.slots[shard].values
+        if self.log is not None:
+            # Its worker could change it before it is on the disk.
+            contribution = contribution.copy()
         offset = store.update.first_not_finite(contribution)
         if offset is not None:
             raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]))
@@ -276,6 +309,8 @@ class Run:
         match effect:
             case ev.Apply(version, step, contributions):
                 assert self.store is not None
+                if self.log is not None:
+                    self.log.append(effect, self._now - self.engine.train_started, self.store)
                 norm = self.store.apply(version, step, contributions)
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
@@ -13,6 +14,13 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Answers that may wait for a worker; an honest one reads them, so one that lets them pile up is cut off.
 MAX_WAITING = 64
+
+
+class Gate(Protocol):
+    """Decides when something may be said."""
+
+    def keeps(self, session: Session, messages: tuple[bytes, ...]) -> bool:
+        """Take the messages to deliver them later; False if they may go now."""
 
 
 @dataclass(slots=True)
@@ -52,6 +60,8 @@ class Session:
     _outbox: deque[Sequence[bytes]] = field(default_factory=deque)
     _filled: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
+    #: Takes what may not be said yet and delivers it later; None if everything may be said at once.
+    gate: Gate | None = None
 
     @property
     def name(self) -> str:
@@ -59,7 +69,12 @@ class Session:
         return self.join.worker
 
     def send(self, *messages: bytes) -> None:
-        """Queue an answer of encoded messages; never waits."""
+        """Queue an answer of encoded messages, or leave it with the gate; never waits."""
+        if self.gate is None or not self.gate.keeps(self, messages):
+            self.deliver(messages)
+
+    def deliver(self, messages: Sequence[bytes]) -> None:
+        """Queue an answer that the gate, if there is one, has let through."""
         if len(self._outbox) >= MAX_WAITING:
             self.close()
         if not self.closed:

@@ -14,6 +14,7 @@ from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
 from paramserver.wire import sharing
+from paramserver.wire.errors import StateError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
@@ -22,6 +23,9 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Tensor bytes of a chunk: a power of two, so that a chunk is a whole number of blocks of the norms.
 CHUNK_BYTES = 1 << 20
+
+#: The name of delay compensation's memory among the optimizer's.
+_MEAN_SQUARE = "delay_mean_square"
 
 
 class Store:
@@ -53,13 +57,43 @@ class Store:
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
-        """What the optimizer remembers, by name: flat vectors as long as θ, which change with the next update."""
-        return dict(self.update.state._asdict())
+        """What updates remember, by name: flat vectors as long as θ, which change with the next one."""
+        state = dict(self.update.state._asdict())
+        if self._compensation is not None:
+            state[_MEAN_SQUARE] = self._compensation.mean_square
+        return state
 
     def restore(self, version: int, optimizer_state: Mapping[str, Array]) -> None:
         """Take the parameters given so far for those of `version`, whose optimizer state is this."""
         self.version = version
-        self.update.state = type(self.update.state)(**optimizer_state)
+        state = dict(optimizer_state)
+        mean_square = state.pop(_MEAN_SQUARE, None)
+        if self._compensation is not None and mean_square is not None:
+            self._compensation.restore(mean_square)
+        self.update.state = type(self.update.state)(**state)
+
+    def contribution(self, shard: int) -> list[Array]:
+        """Return all that the update by the shard's contribution alone depends on, besides θ, in pieces.
+
+        Where delays are compensated for, the θ that it was computed at stands behind it.
+        """
+        assert isinstance(self.incoming, Separate)
+        pieces = self.incoming.held(shard)
+        return pieces if self._compensation is None else [*pieces, self._compensation.pulled(shard)]
+
+    def replay(self, shard: int, contribution: Array) -> None:
+        """Take in again what `contribution` returned, as one vector.
+
+        Raises:
+            StateError: if it does not have the right length.
+        """
+        size = self.layout.size
+        expected = size if self._compensation is None else 2 * size
+        if contribution.size != expected:
+            raise StateError(f"a contribution in the log has {contribution.size} values, {expected} are expected")
+        if self._compensation is not None:
+            self._compensation.replay(shard, contribution[size:])
+        self.incoming.hold(shard, self.cut(contribution[:size]))
 
     def cut(self, vector: Array) -> list[Array]:
         """Return a whole vector as its chunks."""
