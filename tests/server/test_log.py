@@ -1,4 +1,4 @@
-"""The log of a run: what was acknowledged comes back bit by bit after a crash at any moment, or the server says why not."""
+"""The log of a run: what was acknowledged comes back bit by bit after a crash at any moment, or an error says why."""
 
 from __future__ import annotations
 
@@ -121,6 +121,14 @@ def copy_at_once(folder: Path, copy: Path) -> None:
         shutil.rmtree(copy, ignore_errors=True)
 
 
+def recovered_or_refused(folder: Path) -> Snapshot | str:
+    """Return what a server would go on from, or why it would not start."""
+    try:
+        return recovered(folder)
+    except StateError as error:
+        return str(error)
+
+
 class Crashing(Logged):
     """Keeps copies of the directory as a crash would leave it, and what was safe by then."""
 
@@ -208,11 +216,10 @@ def test_a_flipped_bit_anywhere_is_an_error_or_has_no_effect(tmp_path: Path) -> 
             broken = bytearray(whole)
             broken[position] ^= 1 << position % 8
             file.write_bytes(broken)
-            try:
-                found = recovered(folder)
-            except StateError as error:
-                assert "acknowledged" in str(error)
-                assert str(file) in str(error)
+            found = recovered_or_refused(folder)
+            if isinstance(found, str):
+                assert "acknowledged" in found
+                assert str(file) in found
                 outcomes.add("refused")
             else:
                 assert found.version >= safe, (file, position)
@@ -248,10 +255,10 @@ def test_what_was_never_synced_may_arrive_in_any_order(tmp_path: Path) -> None:
     assert name is not None
     last = recovered(folder).version
     whole = file.read_bytes()
-    *_, template = (read_record(frame) for frame in frames(whole, name.mark) if frame.body and frame.body[0][:1] == b"[")
-    lost, arrived = (
-        b"".join(encode(name.mark, template._replace(version=last + n), safe=last)) for n in (1, 2)
+    *_, template = (
+        read_record(frame) for frame in frames(whole, name.mark) if frame.body and frame.body[0][:1] == b"["
     )
+    lost, arrived = (b"".join(encode(name.mark, template._replace(version=last + n), safe=last)) for n in (1, 2))
     file.write_bytes(whole + bytes(len(lost)) + arrived)
     found = recovered(folder)
     assert found.version == last
@@ -289,7 +296,7 @@ def test_a_log_of_a_newer_program_is_refused(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr("paramserver.server.logformat.FORMAT", 2)
         folder, _, _ = kept(tmp_path)
-    with pytest.raises(StateError, match="format 2.*use a newer one"):
+    with pytest.raises(StateError, match=r"format 2.*use a newer one"):
         recovered(folder)
 
 
@@ -361,6 +368,7 @@ class Held(Logged):
 def test_nobody_is_told_of_what_is_not_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Held(tmp_path / "state", job())
     monkeypatch.setattr("os.fdatasync", training.sync)
+    monkeypatch.setattr(log_module, "QUICK_BYTES", 0)
 
     async def scenario() -> None:
         running = asyncio.create_task(training._finish((at_once, at_once)))
@@ -436,7 +444,7 @@ def test_while_the_disk_is_full_a_client_is_told_instead_of_being_kept_waiting(
             await asyncio.sleep(0)
             if training.run.log is not None and training.log.error:
                 said.append(training.saver.describe())
-                with pytest.raises(StateError, match="not safe.*No space left"):
+                with pytest.raises(StateError, match=r"not safe.*No space left"):
                     await training.log.caught_up()
         full = False
         await running

@@ -68,6 +68,11 @@ class Record(NamedTuple):
     #: The bytes that were applied, in consecutive pieces.
     values: Sequence[memoryview]
 
+    @property
+    def nbytes(self) -> int:
+        """The length of the values."""
+        return sum(piece.nbytes for piece in self.values)
+
 
 class Frame(NamedTuple):
     """One frame whose header is as it was written."""

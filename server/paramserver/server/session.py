@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from paramserver.server.events import Contribution
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -27,10 +28,16 @@ class Gate(Protocol):
 class Incoming:
     """A push that has begun: what its first chunk said, and where the next one must start."""
 
-    push: pb.Push
+    contribution: Contribution
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+
+    @property
+    def name(self) -> tuple[int, int, int]:
+        """Shard, epoch and step."""
+        c = self.contribution
+        return c.shard, c.epoch, c.step
 
 
 @dataclass(slots=True)
@@ -58,7 +65,8 @@ class Session:
     sent: int = 0
     #: Answers of one or more messages each; their bytes are shared with other sessions where they are the same.
     _outbox: deque[Sequence[bytes]] = field(default_factory=deque)
-    _filled: asyncio.Event = field(default_factory=asyncio.Event)
+    #: What the writer waits for while there is nothing to send.
+    _waiting: asyncio.Future[None] | None = None
     closed: bool = False
     #: Takes what may not be said yet and delivers it later; None if everything may be said at once.
     gate: Gate | None = None
@@ -79,20 +87,24 @@ class Session:
             self.close()
         if not self.closed:
             self._outbox.append(messages)
-            self._filled.set()
+            self._wake_writer()
 
     def close(self) -> None:
         """End the stream after what is queued."""
         self.closed = True
-        self._filled.set()
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def next_answer(self) -> Sequence[bytes] | None:
         """Wait for the next messages to send; None when the stream is to end."""
         while not self._outbox:
             if self.closed:
                 return None
-            self._filled.clear()
-            await self._filled.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         return self._outbox.popleft()
 
     def start_job(self) -> None:
