@@ -392,6 +392,32 @@ def test_nobody_is_told_of_what_is_not_on_the_disk(tmp_path: Path, monkeypatch: 
     asyncio.run(scenario())
 
 
+def test_nobody_is_told_of_what_the_first_snapshot_does_not_lead_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Held(tmp_path / "state", job())
+    save = StateDirectory.save
+
+    def late(directory: StateDirectory, snapshot: Snapshot) -> Any:
+        if snapshot.engine is not None:
+            training.let.wait(DEADLINE_S)
+        return save(directory, snapshot)
+
+    monkeypatch.setattr(StateDirectory, "save", late)
+
+    async def scenario() -> None:
+        running = asyncio.create_task(training._finish((at_once,)))
+        while training.run.engine.version < 1:
+            await asyncio.sleep(0)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert (training.run.engine.version, training.log.safe) == (1, 0)
+        training.let.set()
+        await running
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("function", ["fdatasync", "writev"])
 def test_a_full_disk_stops_training_until_a_snapshot_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
@@ -414,7 +440,7 @@ def test_a_full_disk_stops_training_until_a_snapshot_can_be_written(
     assert training.run.engine.version == SHARDS * STEPS
     assert len(failures) == 3
     # Only what a snapshot made safe was answered, so that each of the two workers had one more contribution to give.
-    assert failures[-1] <= failures[0] + 2 * len(failures)
+    assert failures[-1] <= failures[0] + 3 * len(failures)
     for folder, safe in training.crashes:
         found = recovered(folder)
         assert found.version >= safe

@@ -86,8 +86,8 @@ class Log:
         self.safe = run.engine.version
         #: The newest version that has to be safe before it is spoken of; rounds made later need not be.
         self._promised = run.engine.version
-        #: Until a snapshot of this version is on the disk, nothing from it on is safe.
-        self._anchor = 0
+        #: Until a snapshot of this version is on the disk, nothing from it on is safe; None if there is one.
+        self._anchor: int | None = None
         #: Why nothing is written at the moment; empty if all is well.
         self.error = ""
         #: Contributions are being logged; False in sync mode, before the first θ, and after a failure.
@@ -148,12 +148,13 @@ class Log:
 
     def snapshot_saved(self, version: int) -> None:
         """Take note that the snapshot of this version is on the disk."""
-        self._anchor = 0 if version >= self._anchor else self._anchor
+        if self._anchor is not None and version >= self._anchor:
+            self._anchor = None
         self._add(_Anchor(version))
 
     def snapshot_failed(self, reason: str) -> None:
         """Take note that a snapshot could not be written; one that the log needs is asked for again."""
-        if self._anchor:
+        if self._anchor is not None:
             self._active, self.error = False, reason
             self.snapshot_wanted()
 
@@ -239,9 +240,8 @@ class _Writer:
         #: Up to here everything was written.
         self._written = run.engine.version
         self._safe = run.engine.version
-        #: A snapshot of this version or a later one has to be on the disk before what was written is safe.
-        self._anchor = 0
-        self._anchored = run.engine.version
+        #: A snapshot of this version has to be on the disk before what was written is safe; None if one is.
+        self._anchor: int | None = None
         self._buffers: list[bytes | memoryview] = []
         #: Seconds that the last group took.
         self.last_s = 0.0
@@ -263,7 +263,8 @@ class _Writer:
                         self._sync()
                         self._open(entry)
                     case _Anchor(version):
-                        self._anchored = max(self._anchored, version)
+                        if self._anchor is not None and version >= self._anchor:
+                            self._anchor = None
                         self._safe = max(self._safe, version)
             self._sync()
         except OSError:
@@ -290,7 +291,7 @@ class _Writer:
             _write_all(self._file, self._buffers)
             self._buffers = []
             os.fdatasync(self._file)
-        if self._anchored >= self._anchor:
+        if self._anchor is None:
             self._safe = max(self._safe, self._written)
         _write_all(self._file, [safe_note(self._name.mark, self._safe)])
 
