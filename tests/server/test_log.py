@@ -17,6 +17,7 @@ import pytest
 import paramserver.server.log as log_module
 from paramserver.server.log import Log
 from paramserver.server.logformat import SegmentName, encode, frames, read_record
+from paramserver.server.provenance import Provenance
 from paramserver.server.saver import Saver
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import StateDirectory
@@ -79,6 +80,7 @@ class Logged(Training):
         directory = StateDirectory(self.folder)
         directory.save(Snapshot("job", self.run.job))
         self.run.log = self.log = Log(self.run, directory)
+        self.run.provenance = Provenance(self.folder, "job", self.run.submitted, 0, self.run.job.train)
         self.saver = Saver(self.run, directory, self.log)
         try:
             await super()._finish(computes)

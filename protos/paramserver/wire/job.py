@@ -233,6 +233,8 @@ class ServerSection(Section):
     #: belongs to it. log: in async and ssp also every contribution that was acknowledged since.
     durability: Literal["none", "snapshot", "log"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
+    #: The hash of θ is written down every so many versions; 0: with snapshots only.
+    hash_every: int = Field(default=0, ge=0)
     lease_s: float = Field(default=10.0, ge=0.1)
 
 

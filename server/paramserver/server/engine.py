@@ -327,7 +327,7 @@ class Engine:
         state.busy = False
         state.rows = event.rows
         if all(shard.rows for shard in self.shards):
-            self.total_steps = _total_steps(self._job, [shard.rows for shard in self.shards])
+            self.total_steps = total_steps(self._job, [shard.rows for shard in self.shards])
             self.phase = "initialise"
             effects.append(ev.CombineSurveys())
 
@@ -513,7 +513,7 @@ class Engine:
         return Assignment(kind, shard, self.shards[shard].epoch, self.clocks[shard])
 
 
-def _total_steps(job: Job, rows: list[int]) -> int:
+def total_steps(job: Job, rows: list[int]) -> int:
     """Return the steps of every shard: a step is `local_steps` batches, an epoch as many as the largest shard has."""
     if job.train.steps is not None:
         return job.train.steps

@@ -23,10 +23,11 @@ def segments(folder: Path, job: str) -> list[tuple[SegmentName, Path]]:
     return sorted((name, file) for name, file in names if name is not None and name.job == job)
 
 
-def replayed(snapshot: Snapshot, files: Sequence[tuple[SegmentName, Path]]) -> Snapshot:
-    """Return the snapshot with what the log knows of later contributions; the bits are those that were acknowledged.
+def replayed(snapshot: Snapshot, files: Sequence[tuple[SegmentName, Path]]) -> tuple[Snapshot, list[ev.Apply]]:
+    """Return the snapshot with what the log knows of later contributions, and these in order.
 
-    What was read is on the disk when this returns, although the process that wrote it may have been killed before.
+    The bits are those that were acknowledged. What was read is on the disk when this returns, although the process that
+    wrote it may have been killed before.
 
     Raises:
         StateError: if something was acknowledged that can no longer be read, or a newer program wrote the log.
@@ -51,9 +52,9 @@ def replayed(snapshot: Snapshot, files: Sequence[tuple[SegmentName, Path]]) -> S
             f"contributions up to version {safe} of θ were acknowledged, but the log can be read only up to version "
             f"{replay.version}: its files are broken or missing; to go on without the rest, move them away\n  {broken}"
         )
-    if replay.count:
-        log.info("replayed %d contributions of the log, up to version %d", replay.count, replay.version)
-    return replay.result()
+    if replay.updates:
+        log.info("replayed %d contributions of the log, up to version %d", len(replay.updates), replay.version)
+    return replay.result(), replay.updates
 
 
 class _Replay:
@@ -64,7 +65,7 @@ class _Replay:
         self._run: Run | None = None
         self._now = 0.0
         self.version = snapshot.version
-        self.count = 0
+        self.updates: list[ev.Apply] = []
 
     def take(self, record: Record, train: TrainSection) -> None:
         """Apply the contribution that makes the next version, under the policy of its segment."""
@@ -82,7 +83,8 @@ class _Replay:
             run.feed(ev.PolicyChanged(train))
         (values,) = record.values
         run.replay(record.contribution, values)
-        self.version, self.count = record.version, self.count + 1
+        self.version = record.version
+        self.updates.append(ev.Apply(record.version, record.step, (record.contribution,)))
 
     def result(self) -> Snapshot:
         """Return where the replay has come to."""

@@ -10,10 +10,12 @@ import numpy as np
 from paramserver.server import events as ev
 from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
 from paramserver.server.history import History
+from paramserver.server.provenance import Provenance
 from paramserver.server.session import Gate, Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
 from paramserver.wire.errors import ParamserverError, ProtocolError, StateError, TensorError
+from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout, is_finite, read_values
@@ -79,6 +81,8 @@ class Run:
         self._now = clock()
         #: Where contributions go before anybody is told that they count, if the job asks for it.
         self.log: ContributionLog | None = None
+        #: Where it is written down which contributions made which version, if anywhere.
+        self.provenance: Provenance | None = None
 
     def snapshot(self) -> Snapshot:
         """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
@@ -326,6 +330,8 @@ class Run:
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)
                 norm = self.store.apply(version, step, contributions)
+                if self.provenance is not None and self.provenance.applied(effect):
+                    self.provenance.hashed(version, theta_sha256(self.store.layout.views(self.store.theta)))
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():
                 self._grant(effect)
@@ -377,7 +383,8 @@ class Run:
         if not session.knows_layout:
             session.knows_layout = True
             session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
-        is_held = session.shares_memory or session.held == self.store.version
+        sees = session.shares_memory and self.store.shares_theta
+        is_held = sees or session.held == self.store.version
         messages = self.store.answer(message, is_held)
         if not is_held:
             session.sent += self.store.theta.nbytes
@@ -392,12 +399,12 @@ class Run:
         self.job = self.job.model_copy(update={"train": train})
         if self.store is None:
             return
-        moved = self.store.moves
+        before = self.store.moves, self.store.shares_theta
         self.store.restage(self.job)
         for session in self._sessions.values():
             # How a worker may read θ in shared memory is part of the layout.
-            if session.shares_memory and self.store.moves != moved:
-                session.knows_layout = False
+            if session.shares_memory and (self.store.moves, self.store.shares_theta) != before:
+                session.knows_layout, session.held = False, None
             _pass_over(session)
 
     def _combine_surveys(self) -> None:

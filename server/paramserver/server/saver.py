@@ -8,7 +8,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from paramserver.server.log import Log
+from paramserver.server.provenance import Notes
 from paramserver.server.run import Run
+from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import Saved, StateDirectory
 from paramserver.wire.errors import NotReady, StateError
 
@@ -47,10 +49,15 @@ class Saver:
         self._last: tuple[Saved, float] | None = None
         self._error = ""
         self._timer = self._arm()
+        if run.provenance is not None:
+            run.provenance.full = self._write_notes
+            self._write_notes()
 
     def look(self) -> None:
         """Take a snapshot if the job has come to a milestone or has a new policy."""
         phase, job = self._run.engine.phase, self._run.job
+        if job is not self._job and self._run.provenance is not None:
+            self._run.provenance.switched(self._run.engine.version, job.train)
         if (phase != self._phase and phase in _MILESTONES) or job is not self._job:
             self._take()
         self._phase, self._job = phase, job
@@ -84,6 +91,8 @@ class Saver:
         if self._wanted is not None:
             self._wanted.cancel()
         self._thread.shutdown()
+        if self._run.provenance is not None:
+            self._run.provenance.close()
         if self._log is not None:
             await self._log.close()
 
@@ -131,9 +140,22 @@ class Saver:
         if self._log is not None:
             self._log.snapshot_begun()
         self._taken = (self._run.engine.version, self._run.engine.phase)
-        self._pending = asyncio.get_running_loop().run_in_executor(self._thread, self._directory.save, snapshot)
+        self._write_notes()
+        self._pending = asyncio.get_running_loop().run_in_executor(self._thread, self._save, snapshot)
         self._pending.add_done_callback(lambda done: self._note(done, taken_at))
         return self._pending
+
+    def _write_notes(self) -> None:
+        """Have the thread write where the versions so far come from."""
+        if self._run.provenance is not None:
+            self._thread.submit(self._run.provenance.write, self._run.provenance.take())
+
+    def _save(self, snapshot: Snapshot) -> Saved:
+        provenance = self._run.provenance
+        saved = self._directory.save(snapshot)
+        if provenance is not None and saved.theta_sha256:
+            provenance.write(Notes([], [(saved.version, saved.theta_sha256)], []))
+        return saved
 
     def _note(self, done: asyncio.Future[Saved], taken_at: float) -> None:
         error = done.exception()

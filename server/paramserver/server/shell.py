@@ -12,6 +12,7 @@ import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.log import Log, remove_segments
+from paramserver.server.provenance import Provenance, remove
 from paramserver.server.run import Run
 from paramserver.server.saver import Saver
 from paramserver.server.session import Session
@@ -77,6 +78,7 @@ class Shell:
             if job.server.durability == "none":
                 self._directory.clear()
                 remove_segments(self._directory.path)
+                remove(self._directory.path)
             else:
                 self._directory.save(Snapshot(job_id, job))
         run = self._new_run(job_id, job)
@@ -155,6 +157,10 @@ class Shell:
             remove_segments(directory.path, but_of=directory.tag(run.job_id, run.submitted))
             if durability == "log":
                 run.log = self._log = Log(run, directory)
+            run.provenance = Provenance(directory.path, run.job_id, run.submitted, run.engine.version, run.job.train)
+            for update in directory.replayed:
+                run.provenance.applied(update)
+            directory.replayed = []
             self._saver = Saver(run, directory, self._log)
         if self._saver is None:
             log.warning("durability is %s", self.durability)

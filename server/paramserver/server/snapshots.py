@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from paramserver.server.events import Apply
 from paramserver.server.replay import replayed, segments
 from paramserver.server.snapshot import FORMAT, Snapshot, parse
 from paramserver.wire.errors import StateError
@@ -75,6 +76,8 @@ class StateDirectory:
         #: Of the files that were read or written by this process.
         self._versions: dict[Path, int] = {}
         self._serial = 0
+        #: What the log had to add to the newest snapshot.
+        self.replayed: list[Apply] = []
         self._newest: Snapshot | None = None
         try:
             self._starts = self._open()
@@ -168,7 +171,8 @@ class StateDirectory:
                 self._good = files
                 self._versions[files[-1]] = snapshot.version
                 log.info("found %s of version %d", files[-1], snapshot.version)
-                return replayed(snapshot, segments(self.path, _tag(snapshot)))
+                snapshot, self.replayed = replayed(snapshot, segments(self.path, _tag(snapshot)))
+                return snapshot
             broken.append(fault)
             files.pop()
         raise StateError(
@@ -279,3 +283,13 @@ def _read_mark(mark: Path) -> int:
     if written > FORMAT:
         raise StateError(f"{mark} has format {written}, this program reads up to format {FORMAT}; use a newer one")
     return int(starts)
+
+
+def read_snapshots(path: Path) -> list[Snapshot]:
+    """Return the whole snapshots of a state directory, oldest first, whoever uses it.
+
+    Raises:
+        StateError: if one was written by a newer program.
+    """
+    files = sorted(file for file in path.iterdir() if _NAME.fullmatch(file.name))
+    return [snapshot for snapshot, _ in map(_read, files) if snapshot is not None]

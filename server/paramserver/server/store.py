@@ -71,6 +71,8 @@ class Store:
         if self._compensation is not None and mean_square is not None:
             self._compensation.restore(mean_square)
         self.update.state = type(self.update.state)(**state)
+        if self._segment is not None:
+            self._segment.sequence[0] = 2 * version
 
     def contribution(self, shard: int) -> list[Array]:
         """Return all that the update by the shard's contribution alone depends on, besides θ, in pieces.
@@ -110,6 +112,16 @@ class Store:
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
 
+    @property
+    def shares_theta(self) -> bool:
+        """Whether workers may read θ in shared memory: not where it must be known at which θ they compute."""
+        return self._segment is not None and self._compensation is None
+
+    @property
+    def compensates(self) -> bool:
+        """Whether an update depends on the θ that its gradient was computed at."""
+        return self._compensation is not None
+
     def granted(self, shard: int) -> None:
         """Take note that the shard's next contribution will be computed at θ as it is now."""
         if self._compensation is not None:
@@ -132,7 +144,8 @@ class Store:
     def describe(self, shared: bool) -> pb.Layout:
         """Return the layout for a worker that does or does not share memory with this process."""
         layout = pb.Layout(tensors=self.layout.to_proto())
-        if shared and self._segment is not None:
+        if shared and self.shares_theta:
+            assert self._segment is not None
             layout.theta.pid, layout.theta.descriptor = os.getpid(), self._segment.descriptor
             layout.moves = self.moves
         return layout

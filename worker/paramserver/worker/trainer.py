@@ -95,10 +95,12 @@ class Replica:
             raise ProtocolError("the server sent parameters to a worker that shares its memory")
         self._flat[offset : offset + values.size] = values
 
-    def settle(self) -> None:
-        """Make the views show one whole version, after `write` or from the server's moving memory."""
-        if self._shared is not None:
-            self._shared.copy_whole(self._flat)
+    def settle(self, version: int) -> int:
+        """Make the views show one whole version, after `write` or from the server's moving memory; return which.
+
+        `version` is the one that was granted; moving memory may hold a newer one by now.
+        """
+        return version if self._shared is None else self._shared.copy_whole(self._flat)
 
 
 class Place:
@@ -287,7 +289,7 @@ class Trainer:
         if not work.last:
             return
         if replica is not None:
-            replica.settle()
+            work.version = replica.settle(work.version)
         try:
             await self._carry_out(stream, work)
         except ParamserverError as error:
