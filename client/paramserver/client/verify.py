@@ -89,6 +89,12 @@ def verify(
     path = Path(run)
     folder = state_of(path)
     with closing(Origins(folder)) as origins, threadpool_limits(limits=1):
+        wire = origins.job.wire
+        if (wire.push, wire.pull) != ("full", "full"):
+            raise RequestError(
+                f"a job with wire.push = {wire.push!r} and wire.pull = {wire.pull!r} cannot be computed again;"
+                " only 'full' can"
+            )
         again = _Again(origins, folder, _base(path, base), start)
         return again.compare(origins.newest if to is None else to, progress)
 

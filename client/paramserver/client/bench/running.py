@@ -25,6 +25,8 @@ class Ran:
     #: Resident memory by process, shared pages included: at most, and before the job began.
     peak_rss_mb: dict[str, float]
     idle_rss_mb: dict[str, float]
+    #: Tensor bytes that the server received and sent.
+    moved_bytes: tuple[int, int]
 
     def intervals_s(self) -> list[float]:
         """Return the seconds between one step of all shards and the next."""
@@ -58,7 +60,7 @@ def run(job: Job, workers: int, transport: str) -> Ran:
                     raise JobFailed(update.status.reason)
             cpu_s = (_cpu_s(pids) - cpu_before) * last / max(1, last - version_before)
             peaks = {name: _memory_mb(pid, "VmHWM") for name, pid in pids.items()}
-    return Ran(points, cpu_s, peaks, idle)
+    return Ran(points, cpu_s, peaks, idle, (update.status.bytes_received, update.status.bytes_sent))
 
 
 def _cpu_s(pids: dict[str, int]) -> float:
