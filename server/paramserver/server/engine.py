@@ -432,6 +432,13 @@ class Engine:
 
     def _take_back(self, state: EngineState, effects: list[Effect]) -> None:
         """Go on from an earlier state of this job; leases stay, but what is being computed will not count."""
+        for number, (shard, clock) in enumerate(zip(self.shards, self.clocks, strict=True)):
+            if shard.holder is not None and clock > state.shards[number].clock:
+                # So that its holder computes the step once more when it is told to.
+                reason = (
+                    f"step {clock - 1} of shard {number} is taken back: the job goes back to version {state.version}"
+                )
+                effects.append(ev.Refuse(shard.holder, number, clock - 1, Code.STALE, reason))
         self._round.clear()
         self._adopt(state)
         for shard in self.shards:
