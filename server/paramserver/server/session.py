@@ -19,6 +19,9 @@ MAX_WAITING = 64
 #: Parameters that may wait for a worker, which asks for them one by one; each is as large as θ.
 MAX_PARAMETERS_WAITING = 4
 
+#: Bytes of an answer that may as well be a refusal; of those a worker may get one for each of its shards at once.
+SMALL = 4096
+
 
 class Gate(Protocol):
     """Decides when something may be said."""
@@ -88,8 +91,10 @@ class Session:
 
     @property
     def is_full(self) -> bool:
-        """Do so many answers wait that parameters must not join them?"""
-        return len(self._outbox) >= MAX_PARAMETERS_WAITING
+        """Do so many parameters wait that no more must join them?"""
+        if len(self._outbox) < MAX_PARAMETERS_WAITING:
+            return False
+        return sum(len(answer[-1]) > SMALL for answer in self._outbox) >= MAX_PARAMETERS_WAITING
 
     def send(self, *messages: bytes) -> None:
         """Queue an answer of encoded messages, or leave it with the gate; never waits."""
