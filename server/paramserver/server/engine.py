@@ -97,18 +97,21 @@ class Engine:
         `epoch` must not be below any lease epoch given before.
         """
         engine = cls(job, epoch)
-        engine.phase, engine.reason, engine.version = state.phase, state.reason, state.version
-        engine.clocks = [shard.clock for shard in state.shards]
-        engine.shards[:] = [
-            ShardState(rows=s.rows, pinned_to=s.pinned_to, loss=s.loss, samples=s.samples, missed=s.missed, since=now)
-            for s in state.shards
-        ]
-        engine.total_steps, engine._finished_steps = state.total_steps, state.finished_steps
-        engine.samples, engine.loss, engine.staleness = state.samples, state.loss, Counter(state.staleness)
-        engine._calm_losses, engine._calm_gradients = state.calm_losses, state.calm_gradients
+        engine.phase, engine.reason, engine.total_steps = state.phase, state.reason, state.total_steps
+        engine.shards[:] = [ShardState(rows=s.rows, pinned_to=s.pinned_to, since=now) for s in state.shards]
+        engine._adopt(state)
         engine.train_started = now - state.elapsed_s
         engine.ended_at = now if engine.ended else math.nan
         return engine
+
+    def _adopt(self, state: EngineState) -> None:
+        """Take over what changes with every step."""
+        self.version, self._finished_steps = state.version, state.finished_steps
+        self.clocks = [shard.clock for shard in state.shards]
+        for shard, record in zip(self.shards, state.shards, strict=True):
+            shard.loss, shard.samples, shard.missed = record.loss, record.samples, record.missed
+        self.samples, self.loss, self.staleness = state.samples, state.loss, Counter(state.staleness)
+        self._calm_losses, self._calm_gradients = state.calm_losses, state.calm_gradients
 
     @property
     def shards(self) -> list[ShardState]:
@@ -167,6 +170,8 @@ class Engine:
                 self._measure(norm, effects, now)
             case ev.PolicyChanged(train):
                 self._change_policy(train, effects)
+            case ev.TakenBack(state):
+                self._take_back(state, effects)
             case ev.StopAsked(reason):
                 self._end("stopped", reason, effects, now)
             case ev.Broken(reason):
@@ -419,6 +424,14 @@ class Engine:
         for shard in self.shards:
             shard.recalled = shard.busy and self.phase == "train"
         effects.append(ev.Restage(train))
+
+    def _take_back(self, state: EngineState, effects: list[Effect]) -> None:
+        """Go on from an earlier state of this job; leases stay, but what is being computed will not count."""
+        self._round.clear()
+        self._adopt(state)
+        for shard in self.shards:
+            shard.recalled = shard.busy
+        effects.append(ev.GoBack())
 
     def _apply(self, contributions: tuple[Contribution, ...], effects: list[Effect]) -> None:
         self.version += 1

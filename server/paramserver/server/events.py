@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from paramserver.server.enginestate import EngineState
 from paramserver.wire.job import TrainSection
 
 
@@ -134,6 +135,12 @@ class PolicyChanged(NamedTuple):
     train: TrainSection
 
 
+class TakenBack(NamedTuple):
+    """What was computed since this state of the job cannot be gone on from; it is to be computed again."""
+
+    state: EngineState
+
+
 class StopAsked(NamedTuple):
     """A client wants the job to end."""
 
@@ -162,6 +169,7 @@ Event = (
     | Failed
     | Measured
     | PolicyChanged
+    | TakenBack
     | StopAsked
     | Broken
     | Tick
@@ -233,6 +241,10 @@ class Restage(NamedTuple):
     train: TrainSection
 
 
+class GoBack(NamedTuple):
+    """Take θ and all that belongs to it back to the state that was given; forget contributions not applied."""
+
+
 class CombineSurveys(NamedTuple):
     """All shards are counted: combine their surveys in shard order."""
 
@@ -244,4 +256,4 @@ class End(NamedTuple):
     reason: str
 
 
-Effect = Keep | Apply | Grant | Refuse | Revoke | Progress | Restage | CombineSurveys | End
+Effect = Keep | Apply | Grant | Refuse | Revoke | Progress | Restage | GoBack | CombineSurveys | End

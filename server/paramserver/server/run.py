@@ -14,6 +14,7 @@ from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
+from paramserver.server.waypoints import Waypoints
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
@@ -70,6 +71,8 @@ class Run:
         self._arrived: dict[tuple[int, int], list[Array]] = {}
         self._sessions = sessions
         self._clock = clock
+        #: None where contributions keep nothing back.
+        self._waypoints = Waypoints(job.wire) if job.wire.keeps_back else None
 
     def snapshot(self) -> Snapshot:
         """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
@@ -78,11 +81,17 @@ class Run:
         """
         state, store = self.engine.state(self._clock()), self.store
         train = None if self.job is self.submitted else self.job.train
-        if state is None or store is None:
+        waypoint = None if self._waypoints is None or self.engine.ended else self._waypoints.last
+        if waypoint is not None and store is not None:
+            # Elsewhere workers keep something back that would not be in the snapshot.
+            state, theta, optimizer_state = waypoint.engine, waypoint.theta, dict(waypoint.optimizer_state)
+        elif state is None or store is None:
             return Snapshot(self.job_id, self.submitted, state, train=train)
-        optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
-        parameters = Parameters(store.layout, store.theta.copy(), optimizer_state)
-        history = self.history.columns()
+        else:
+            theta = store.theta.copy()
+            optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
+        parameters = Parameters(store.layout, theta, optimizer_state)
+        history = self.history.columns(state.finished_steps)
         return Snapshot(self.job_id, self.submitted, state, parameters, self.census, self.moments, history, train)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -107,11 +116,14 @@ class Run:
         in part, is no longer given out.
         """
         try:
-            measured = None
+            follow_up = None
             for effect in self.engine.handle(event, self._clock()):
-                measured = self._carry_out(effect) or measured
-            if measured is not None:
-                self.feed(measured)
+                # If there are two, the last goes back behind the update that the other one tells of.
+                follow_up = self._carry_out(effect) or follow_up
+            if follow_up is not None:
+                self.feed(follow_up)
+            if self._waypoints is not None and self.store is not None:
+                self._waypoints.pass_by(self.job.train, self.engine, self.store, self._clock())
         except Exception as error:
             log.exception("the job cannot go on")
             reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
@@ -193,7 +205,7 @@ class Run:
         if offset == 0:
             session.discarding, session.incoming = None, Incoming(c)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
-            if not (push.shared or self._is_whole(payload)) and self.engine.review(c) is not None:
+            if not (push.shared or self._is_whole(c, payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
                 # The engine repeats its answer and counts the refusal.
                 self.feed(ev.Pushed((c,)))
@@ -232,21 +244,32 @@ class Run:
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
-    def _is_whole(self, payload: memoryview) -> bool:
-        return self.store is not None and payload.nbytes == self.store.theta.nbytes
+    def _is_whole(self, c: ev.Contribution, payload: memoryview) -> bool:
+        store = self.store
+        if store is None:
+            return False
+        return payload.nbytes == (store.theta.nbytes if store.decoder is None else store.decoder.nbytes(c.step))
 
     def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> None:
         size, chunk = store.layout.size, store.chunk
-        values = read_values(payload, store.layout.dtype, offset, size)
+        decoder, step = store.decoder, incoming.contribution.step
+        if decoder is None:
+            values = read_values(payload, store.layout.dtype, offset, size)
+            finite = is_finite(values)
+        else:
+            size = decoder.size(step)
+            values, finite = decoder.read(payload, offset, step)
         if offset != incoming.next_offset or values.size != min(chunk, size - offset):
             raise TensorError(
                 f"a chunk of {values.size} values came at offset {offset}; "
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
-        if not is_finite(values):
+        if not finite:
             raise TensorError(_where_not_finite(store.layout, offset, values), "not_finite")
         incoming.next_offset += values.size
         incoming.chunks.append(values)
+        if decoder is not None and incoming.next_offset == size:
+            incoming.chunks, incoming.next_offset = decoder.whole(incoming.chunks, step), store.layout.size
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
@@ -344,9 +367,11 @@ class Run:
                 )
                 self._send(effect.worker, pb.ServerMessage(refusal=refusal))
             case ev.Revoke(worker, shard):
-                self._revoke(worker, shard)
+                return self._revoke(worker, shard)
             case ev.Restage(train):
                 self._restage(train)
+            case ev.GoBack():
+                self._go_back()
             case ev.CombineSurveys():
                 self._combine_surveys()
             case ev.End(status, reason):
@@ -389,16 +414,29 @@ class Run:
             if session.is_full:
                 session.give_up()
                 return
-            session.sent += self.store.theta.nbytes
+            session.sent += self.store.theta_nbytes
         session.send(*messages)
 
-    def _revoke(self, worker: str, shard: int) -> None:
+    def _revoke(self, worker: str, shard: int) -> ev.Event | None:
         session = self._sessions.get(worker)
         if session is not None and session.incoming is not None and session.incoming.contribution.shard == shard:
+            _pass_over(session)
+        waypoint = None if self._waypoints is None else self._waypoints.behind(self.engine, shard)
+        return None if waypoint is None else ev.TakenBack(waypoint.engine)
+
+    def _go_back(self) -> None:
+        waypoint = None if self._waypoints is None else self._waypoints.last
+        assert waypoint is not None
+        assert self.store is not None
+        self.store.go_back(self.job, waypoint.engine.version, waypoint.theta, waypoint.optimizer_state)
+        self.history.forget_after(waypoint.engine.finished_steps)
+        for session in self._sessions.values():
             _pass_over(session)
 
     def _restage(self, train: TrainSection) -> None:
         self.job = self.job.model_copy(update={"train": train})
+        if self._waypoints is not None:
+            self._waypoints.forget()
         if self.store is None:
             return
         moved = self.store.moves
@@ -435,6 +473,6 @@ def _contribution(worker: str, push: pb.Push) -> ev.Contribution:
 
 
 def _where_not_finite(layout: Layout, offset: int, values: np.ndarray) -> str:
-    index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
-    tensor = next(t for t in reversed(layout.tensors) if t.offset <= index)
-    return f"tensor {tensor.name!r} holds {values[index - offset]} at element {index - tensor.offset}"
+    index = int(np.flatnonzero(~np.isfinite(values))[0])
+    name, element = layout.locate(offset + index)
+    return f"tensor {name!r} holds {values[index]} at element {element}"
