@@ -464,12 +464,13 @@ class Engine:
 
     def _tick(self, effects: list[Effect], now: float) -> None:
         limit = self._job.stop.max_seconds
-        if self.phase == "train" and limit and now - self.train_started >= limit:
+        # The sums of `next_deadline`: a difference could round to less, and the tick would come again at once.
+        if self.phase == "train" and limit and now >= self.train_started + limit:
             self._end("done", f"the time limit of {limit:g} s is reached", effects, now)
             return
         for name, worker in self.workers.items():
-            silence = now - worker.last_seen
-            if worker.alive and silence >= self._lease_s:
+            if worker.alive and now >= worker.last_seen + self._lease_s:
+                silence = now - worker.last_seen
                 reason = f"worker {name} was silent for {silence:.1f} s; a lease ends after {self._lease_s:g} s"
                 self._drop(name, reason, effects, now)
 
