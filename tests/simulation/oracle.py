@@ -55,7 +55,8 @@ class Oracle:
         self.promised_end: tuple[str, int] | None = None
         #: One of these was the last; one that was never answered may come through late.
         self._switches = [Switch(job.train, -math.inf, -math.inf)]
-        self.restores = 0
+        #: An older snapshot was gone back to: the policy may be any that there was.
+        self.rotted = False
 
     @property
     def version(self) -> int:
@@ -104,9 +105,7 @@ class Oracle:
     def disk_rotted(self) -> None:
         """Nothing is promised but that no wrong θ comes back, nor one that is older than it has to be."""
         self.promised_version, self.promised_end = 0, None
-        for switch in self._switches:
-            switch.answered_at = math.inf
-        self._switches.append(Switch(self.job.train, -math.inf))
+        self.rotted = True
 
     def server_died(self) -> None:
         """Forget what only the server knew."""
@@ -127,7 +126,6 @@ class Oracle:
 
     def restored(self, version: int, theta: Array) -> None:
         """Check the θ of a server that has started again."""
-        self.restores += 1
         if not self.survives:
             raise Violation("a job that was not to be kept came back")
         if version < self.promised_version:

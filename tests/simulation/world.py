@@ -66,6 +66,8 @@ class World:
         self.oracles: dict[str, Oracle] = {}
         self._server: Process | None = None
         self._shell: Shell | None = None
+        #: It was told to end.
+        self._ending = False
         self._services: tuple[TrainingService, ControlService]
         self._workers: dict[int, Process] = {}
         self._names: dict[int, str] = {}
@@ -158,6 +160,7 @@ class World:
         process = Process("server", self.clock, lambda: self._rng.expovariate(1 / self.scenario.disk_s))
         self._server = process
         self._shell = None
+        self._ending = False
 
         def boot() -> None:
             try:
@@ -199,7 +202,7 @@ class World:
         oracle = self.oracles[run.job_id]
         if list(self.oracles.values()).index(oracle) < list(self.oracles.values()).index(submitted[-1]):
             raise Violation(f"job {run.job_id} came back in place of a later one")
-        if run.job.train not in oracle.policies:
+        if run.job.train not in oracle.policies and not oracle.rotted:
             raise Violation(f"the policy is {run.job.train}, promised was one of {oracle.policies}")
         if run.store is None and (oracle.promised_version or oracle.promised_end):
             raise Violation(f"came back without θ, version {oracle.promised_version} was promised to be kept")
@@ -478,7 +481,7 @@ class World:
         try:
             async for reply in self.network.call(self._client, "SetPolicy", pb.SetPolicyRequest(**changes)):
                 told = Job.from_json(reply.job_json).train
-                if told not in oracle.policies:
+                if told not in oracle.policies and not oracle.rotted:
                     raise Violation(f"after a switch to {after} the server has {told}")
                 if oracle.survives and not self._disk_failed_since_boot:
                     oracle.switched(after, self.clock.now)
@@ -523,7 +526,8 @@ class World:
             case "kill server while it writes" | "cut power while it writes":
                 self._trap = fault.number % 12, fault.kind.startswith("cut")
             case "end server":
-                if server is not None and self._shell is not None and not server.stopped:
+                if server is not None and self._shell is not None and not server.stopped and not self._ending:
+                    self._ending = True
                     server.start(self._terminate(server, self._shell))
             case "stop server":
                 self._stop(server, fault.duration_s)
