@@ -34,7 +34,9 @@ FAULTS = (
     "fail disk",
     *("rot",) * 2,
     *("checkpoint",) * 3,
-    *("switch",) * 5,
+    *("switch",) * 4,
+    "stop job",
+    "sicken worker",
 )
 
 

@@ -8,7 +8,7 @@ from simulation.seeds import run_all
 from simulation.world import World
 
 #: `make simulate` runs more.
-SEEDS = 1000
+SEEDS = 1500
 
 
 def test_no_seed_breaks_a_promise() -> None:

@@ -16,7 +16,7 @@ from paramserver.server.shell import Shell
 from paramserver.server.snapshots import StateDirectory
 from paramserver.server.store import Store
 from paramserver.server.training import TrainingService
-from paramserver.wire.errors import ParamserverError, StateError
+from paramserver.wire.errors import ParamserverError, StateError, TaskError
 from paramserver.wire.framing import decode_server_message
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array
@@ -39,6 +39,9 @@ PATIENCE_S = 150.0
 
 #: More events than any run needs; beyond it something turns in circles.
 MAX_EVENTS = 60_000
+
+#: Faults after which a lease is lost and comes back, or a contribution is refused.
+DISORDERLY = {"stop worker", "stop server", "part", "switch"}
 
 _WORK_TAG = pb.ServerMessage.DESCRIPTOR.fields_by_name["work"].number << 3 | 2
 
@@ -78,8 +81,18 @@ class World:
         self._graves: list[Process] = []
         #: Kills the server at one of the next operations of its disk: (operations left, whether the power goes too).
         self._trap: tuple[int, bool] | None = None
+        #: Switch the policy as soon as a round is open; 0 for not.
+        self._switch_in_round = 0
+        #: Workers that cannot compute; jobs in which one was sick may fail.
+        self._sick: set[int] = set()
+        self._sickened: set[str] = set()
         #: Cut the power as soon as the client was promised something.
         self._ambush = False
+        #: Nothing happens for which a worker could rightly be asked to compute the same again on the same stream.
+        self._is_orderly = not s.wild and not {f.kind for f in s.faults} & DISORDERLY
+        self._asked: set[tuple[int, ...]] = set()
+        #: How many streams each worker has had.
+        self._streams: dict[int, int] = {}
         self._calm = False
         self._finished = False
         self.events = 0
@@ -204,7 +217,7 @@ class World:
             raise Violation(f"job {run.job_id} came back in place of a later one")
         if run.job.train not in oracle.policies and not oracle.rotted:
             raise Violation(f"the policy is {run.job.train}, promised was one of {oracle.policies}")
-        if run.store is None and (oracle.promised_version or oracle.promised_end):
+        if run.store is None and oracle.promised_version:
             raise Violation(f"came back without θ, version {oracle.promised_version} was promised to be kept")
         if oracle.promised_end is not None and oracle.promised_end != (run.engine.phase, run.engine.version):
             raise Violation(f"the job ended with {oracle.promised_end}, and came back in {self._describe_run()}")
@@ -270,6 +283,7 @@ class World:
     async def _serve_stream(self, context: Context) -> None:
         original = context.write
         number = self._number_of(context)
+        self._streams[number] = self._streams.get(number, 0) + 1
 
         async def write(message: bytes) -> None:
             if message[0] == _WORK_TAG:
@@ -320,6 +334,9 @@ class World:
             raise Violation(f"engine at {engine.version}, store at {run.store.version}, θ at {oracle.version}")
         if len(engine._round) > len(engine.shards):
             raise Violation(f"{len(engine._round)} contributions are in a round of {len(engine.shards)} shards")
+        if self._switch_in_round and engine._round:
+            number, self._switch_in_round = self._switch_in_round, 0
+            self._by_client(self._switch(number))
 
     # The workers.
 
@@ -361,7 +378,13 @@ class World:
             oracle = self.oracles[f"job {shape.number}"]
             held = shape.flat(theta)
             version = oracle.version_of(held)
+            if self._is_orderly:
+                self._check_first(number, learner, shard, step, version)
             await asyncio.sleep(self._rng.expovariate(1 / self.scenario.compute_s) * self._slow[number])
+            if number in self._sick:
+                self._sick.discard(number)
+                self._sickened.add(f"job {shape.number}")
+                raise TaskError("sick")
             if shape.flat(theta).tobytes() != held.tobytes():
                 raise Violation("θ changed under a worker's hands")
             count = samples(shard, step)
@@ -369,6 +392,13 @@ class World:
             return Gradient(loss(shape, held, shard, step), views, count)
 
         return compute
+
+    def _check_first(self, number: int, learner: Learner, shard: int, step: int, version: int) -> None:
+        """A worker is not asked twice for the same on one stream."""
+        asked = (number, self._streams.get(number, 0), learner.shape.number, shard, step, version)
+        if asked in self._asked:
+            raise Violation(f"worker {number} computes step {step} of shard {shard} at version {version} twice")
+        self._asked.add(asked)
 
     def _kill_worker(self, number: int) -> None:
         process = self._workers.pop(number)
@@ -440,7 +470,9 @@ class World:
     def _check_end(self, status: pb.StatusReply, oracle: Oracle) -> None:
         self.tell(f"client: {status.job_id} is {status.state}: {status.reason}")
         if status.state == "failed":
-            raise Violation(f"the job failed: {status.reason}")
+            if status.job_id not in self._sickened:
+                raise Violation(f"the job failed: {status.reason}")
+            return
         if oracle.survives and not self._disk_failed_since_boot:
             oracle.promise_end(status.state, status.version)
         run = self._shell.run if self._shell is not None else None
@@ -461,6 +493,13 @@ class World:
                 self._promised(f"checkpoint of version {reply.version}")
         except grpc.aio.AioRpcError as error:
             self.tell(f"client: checkpoint: {error.code().name}: {error.details()}")
+
+    async def _stop_job(self) -> None:
+        try:
+            async for _ in self.network.call(self._client, "Stop", pb.StopRequest(reason="asked to")):
+                self.tell("client: the job is stopped")
+        except grpc.aio.AioRpcError as error:
+            self.tell(f"client: stop: {error.code().name}: {error.details()}")
 
     async def _switch(self, number: int) -> None:
         if not self.oracles or len(self.scenario.jobs) > 1:
@@ -563,8 +602,14 @@ class World:
                 self._rots = True
             case "checkpoint":
                 self._by_client(self._checkpoint())
+            case "switch" if fault.number % 2:
+                self._switch_in_round = fault.number
             case "switch":
                 self._by_client(self._switch(fault.number))
+            case "stop job":
+                self._by_client(self._stop_job())
+            case "sicken worker" if workers:
+                self._sick.add(worker)
 
     def _repair_disk(self) -> None:
         self._disk_fails = False
@@ -592,7 +637,9 @@ class World:
             self._slow[number] = 1.0
         if self._server is None:
             self._start_server()
-        if not self._workers:
+        self._sick.clear()
+        if not self._workers or self._sickened:
+            # One that failed gets no more work for its job.
             self._start_worker()
 
 
