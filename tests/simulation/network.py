@@ -42,6 +42,8 @@ class Network:
         self._parted: dict[frozenset[str], int] = {}
         self._partings = 0
         self.connections: list[Connection] = []
+        #: How many there ever were.
+        self.count = 0
         #: The process that listens, if one does, and how it serves a worker's stream and a client's calls.
         self.server: Process | None = None
         self.serve_stream: Callable[[Context], Awaitable[None]]
@@ -285,6 +287,8 @@ class Connection:
 
     def __init__(self, network: Network, process: Process, server: Process) -> None:
         self._network = network
+        network.count += 1
+        self.number = network.count
         self.processes = (process, server)
         self.client, self.server = End(process), End(server)
         #: The join comes first and alone; of what goes to a worker, work can be asked for again.
@@ -345,6 +349,8 @@ class Context:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.processes = connection.processes
+        #: No two connections have the same.
+        self.number = connection.number
         self.task: asyncio.Task[None] | None = None
         connection.server.on_break = self._broke
 

@@ -90,9 +90,7 @@ class World:
         self._ambush = False
         #: Nothing happens for which a worker could rightly be asked to compute the same again on the same stream.
         self._is_orderly = not s.wild and not {f.kind for f in s.faults} & DISORDERLY
-        self._asked: set[tuple[int, ...]] = set()
-        #: How many streams each worker has had.
-        self._streams: dict[int, int] = {}
+        self._asked: set[tuple[object, ...]] = set()
         self._calm = False
         self._finished = False
         self.events = 0
@@ -139,8 +137,9 @@ class World:
             process = clock.step()
             self.events += 1
             if process is not None:
-                if process.errors:
-                    raise Violation(f"{process.name}: {process.errors[0]}")
+                for culprit in (process, self._client):
+                    if culprit.errors:
+                        raise Violation(f"{culprit.name}: {culprit.errors[0]}")
                 if process is self._server:
                     self._look()
             if clock.now > deadline or self.events > MAX_EVENTS:
@@ -283,11 +282,10 @@ class World:
     async def _serve_stream(self, context: Context) -> None:
         original = context.write
         number = self._number_of(context)
-        self._streams[number] = self._streams.get(number, 0) + 1
 
         async def write(message: bytes) -> None:
             if message[0] == _WORK_TAG:
-                self._work_goes_out(message, number)
+                self._work_goes_out(message, number, context)
             await original(message)
 
         context.write = write  # type: ignore[method-assign]
@@ -297,7 +295,7 @@ class World:
         worker = context.processes[0]
         return next(number for number, process in self._workers.items() if process is worker)
 
-    def _work_goes_out(self, message: bytes, number: int) -> None:
+    def _work_goes_out(self, message: bytes, number: int, context: Context) -> None:
         work = decode_server_message(message)[0].work
         assert self._shell is not None
         assert self._shell.run is not None
@@ -305,6 +303,11 @@ class World:
         for assignment in work.assignments:
             if assignment.kind == pb.Assignment.GRADIENT:
                 oracle.assigned(assignment.shard, assignment.step, number)
+                asked = (context.number, assignment.shard, assignment.epoch, assignment.step, work.version)
+                if self._is_orderly and asked in self._asked:
+                    what = f"step {assignment.step} of shard {assignment.shard}"
+                    self._client.errors.append(f"the server asks worker {number} twice for {what}")
+                self._asked.add(asked)
                 if self._trace:
                     what = f"step {assignment.step} of shard {assignment.shard} at version {work.version}"
                     self.tell(f"server asks worker {number} for {what}, epoch {assignment.epoch}")
@@ -378,8 +381,6 @@ class World:
             oracle = self.oracles[f"job {shape.number}"]
             held = shape.flat(theta)
             version = oracle.version_of(held)
-            if self._is_orderly:
-                self._check_first(number, learner, shard, step, version)
             await asyncio.sleep(self._rng.expovariate(1 / self.scenario.compute_s) * self._slow[number])
             if number in self._sick:
                 self._sick.discard(number)
@@ -392,13 +393,6 @@ class World:
             return Gradient(loss(shape, held, shard, step), views, count)
 
         return compute
-
-    def _check_first(self, number: int, learner: Learner, shard: int, step: int, version: int) -> None:
-        """A worker is not asked twice for the same on one stream."""
-        asked = (number, self._streams.get(number, 0), learner.shape.number, shard, step, version)
-        if asked in self._asked:
-            raise Violation(f"worker {number} computes step {step} of shard {shard} at version {version} twice")
-        self._asked.add(asked)
 
     def _kill_worker(self, number: int) -> None:
         process = self._workers.pop(number)
