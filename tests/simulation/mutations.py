@@ -108,7 +108,7 @@ MUTATIONS = (
     Mutation(
         "never end a lease",
         "server.engine:Engine._tick",
-        "if worker.alive and now >= worker.last_seen + self._lease_s:",
+        "if worker.alive and now >= worker.last_seen + limit_s:",
         "if False:",
     ),
     Mutation(
