@@ -11,7 +11,7 @@ from random import Random
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
-from paramserver.server import control, engine, run, snapshots, store, training
+from paramserver.server import control, run, snapshots, store, training
 from paramserver.server.optimizers import factory
 from paramserver.wire import sharing
 from paramserver.worker import process as worker_process
@@ -59,9 +59,6 @@ def surroundings(
         put(control, "WATCH_EVERY_S", WATCH_EVERY_S)
         for module in (store, training):
             put(module, "CHUNK_BYTES", chunk_bytes)
-        if network.wild:
-            # Where messages overtake each other, honest workers look like liars.
-            put(engine, "MAX_BAD_PUSHES", 1 << 30)
         # Compiled forms give the same bits, and take seconds to compile.
         put(factory.make_optimizer, "__defaults__", (False,))
         logging.disable(logging.CRITICAL)

@@ -87,7 +87,7 @@ def draw(rng: Random) -> Scenario:
     """Return the scenario of a seed."""
     wild = rng.random() < 0.12
     durability = rng.choice(DURABILITIES)
-    jobs = tuple(draw_job(rng, number, durability) for number in range(1, 2 + (rng.random() < 0.2)))
+    jobs = tuple(draw_job(rng, number, durability, wild) for number in range(1, 2 + (rng.random() < 0.2)))
     workers = rng.choice((0, 1, 1, 2, 2, 3, 5))
     latency_s, compute_s = rng.choice((0.0005, 0.01, 0.1)), rng.choice((0.005, 0.05, 0.3))
     # About as long as the jobs take undisturbed, or some times as long.
@@ -113,7 +113,7 @@ def draw(rng: Random) -> Scenario:
     )
 
 
-def draw_job(rng: Random, number: int, durability: str) -> Job:
+def draw_job(rng: Random, number: int, durability: str, wild: bool) -> Job:
     """Return a job of which nothing is left to chance but its shape."""
     mode, shards, steps = rng.choice(MODES), rng.choice((1, 2, 3, 3, 4)), rng.choice((1, 2, 3, 5))
     train: dict[str, object] = {"mode": mode, "steps": steps, "dtype": "float64", "reduce": "sum"}
@@ -135,6 +135,9 @@ def draw_job(rng: Random, number: int, durability: str) -> Job:
                 "durability": durability,
                 "snapshot_every_s": rng.choice((0.2, 1.0, 4.0)),
                 "lease_s": rng.choice((1.0, 3.0, 10.0)),
+                "stuck_s": rng.choice((1.0, 60.0)),
+                # Where messages overtake each other, honest workers look like liars.
+                "max_bad_pushes": 1 << 30 if wild else 3,
             },
         }
     )
