@@ -33,8 +33,9 @@ class Oracle:
     `switched`. A durability that promises more raises them more often.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, found: list[str]) -> None:
         self.job = job
+        self._found = found
         self.shape = Shape(job)
         first = self.shape.flat(self.shape.first())
         #: θ, velocity and clocks of every version on the way to the present one.
@@ -58,6 +59,11 @@ class Oracle:
         #: An older snapshot was gone back to: the policy may be any that there was.
         self.rotted = False
 
+    def _broken(self, what: str) -> Violation:
+        # It is noted as well as raised: the code in between may take it for an error of its own.
+        self._found.append(what)
+        return Violation(what)
+
     @property
     def version(self) -> int:
         """The version of θ."""
@@ -72,7 +78,7 @@ class Oracle:
         """Say which version a θ is that a worker is to compute at."""
         version = self._known.get(theta.tobytes())
         if version is None:
-            raise Violation(f"a worker holds a θ that never was: {theta}")
+            raise self._broken(f"a worker holds a θ that never was: {theta}")
         return version
 
     def switching(self, train: TrainSection, now: float) -> None:
@@ -118,20 +124,20 @@ class Oracle:
     def begun(self, theta: Array) -> None:
         """Check the first θ."""
         if self.survives and (self.promised_version or self.promised_end):
-            raise Violation(f"began anew, though version {self.promised_version} was promised to be kept")
+            raise self._broken(f"began anew, though version {self.promised_version} was promised to be kept")
         if theta.tobytes() != self._thetas[0].tobytes():
-            raise Violation("the first θ is not the one that was computed")
+            raise self._broken("the first θ is not the one that was computed")
         self._forget_after(0)
         self.initialised = True
 
     def restored(self, version: int, theta: Array) -> None:
         """Check the θ of a server that has started again."""
         if not self.survives:
-            raise Violation("a job that was not to be kept came back")
+            raise self._broken("a job that was not to be kept came back")
         if version < self.promised_version:
-            raise Violation(f"came back at version {version}, {self.promised_version} was promised to be kept")
+            raise self._broken(f"came back at version {version}, {self.promised_version} was promised to be kept")
         if version > self.version or theta.tobytes() != self._thetas[version].tobytes():
-            raise Violation(f"came back with a θ that version {version} never was")
+            raise self._broken(f"came back with a θ that version {version} never was")
         self._forget_after(version)
         self._assigned.clear()
 
@@ -142,26 +148,26 @@ class Oracle:
         """Check an update of θ by the contributions (shard, step) that the server says it made it of."""
         before, clocks = self._thetas[-1], self._clocks[-1]
         if version != self.version + 1:
-            raise Violation(f"version {version} follows {self.version}")
+            raise self._broken(f"version {version} follows {self.version}")
         for shard, step in named:
             if clocks[shard] != step:
-                raise Violation(f"step {step} of shard {shard} counts, its clock is {clocks[shard]}")
+                raise self._broken(f"step {step} of shard {shard} counts, its clock is {clocks[shard]}")
         is_in_rounds = train.mode == "sync"
         if is_in_rounds:
             slowest = min(clocks)
             expected = [(s, slowest) for s, clock in enumerate(clocks) if clock == slowest]
             enough = min(train.quorum or len(expected), len(expected))
             if not set(named) <= set(expected) or len(named) != enough:
-                raise Violation(f"a round of {expected} with quorum {train.quorum} was made of {list(named)}")
+                raise self._broken(f"a round of {expected} with quorum {train.quorum} was made of {list(named)}")
             self._missed |= len(named) < len(expected)
             moved = {shard for shard, _ in expected}
         else:
             if len(named) != 1:
-                raise Violation(f"{len(named)} contributions were applied together")
+                raise self._broken(f"{len(named)} contributions were applied together")
             moved = {named[0][0]}
             ahead = named[0][1] - min(clocks)
             if train.mode == "ssp" and ahead > train.staleness:
-                raise Violation(f"shard {named[0][0]} is {ahead} steps ahead, allowed are {train.staleness}")
+                raise self._broken(f"shard {named[0][0]} is {ahead} steps ahead, allowed are {train.staleness}")
         self._check_sum(version, named, before, after, train)
         self._thetas.append(after.copy())
         self._known[after.tobytes()] = version
@@ -179,12 +185,14 @@ class Oracle:
         for shard, step in sorted(named):
             at, by = -int(told["at"][shard, step]) - 1, -int(told["by"][shard, step])
             if not 0 <= at < version:
-                raise Violation(f"(shard {shard}, step {step}) in version {version} was computed at version {at}")
+                raise self._broken(f"(shard {shard}, step {step}) in version {version} was computed at version {at}")
             delay = version - 1 - at
             if (train.mode == "sync" and delay) or 0 < train.max_delay < delay:
-                raise Violation(f"(shard {shard}, step {step}) is {delay} versions old, allowed are {train.max_delay}")
+                raise self._broken(
+                    f"(shard {shard}, step {step}) is {delay} versions old, allowed are {train.max_delay}"
+                )
             if self._assigned.get(shard) != (step, by):
-                raise Violation(
+                raise self._broken(
                     f"(shard {shard}, step {step}) counts from worker {by}; the last work on the shard was "
                     f"(step, worker) {self._assigned.get(shard)}"
                 )
@@ -194,7 +202,7 @@ class Oracle:
         velocity = self._velocities[-1] * shape.momentum + gradient if shape.momentum else gradient
         self._velocities.append(velocity)
         if (before - velocity).tobytes() != after.tobytes():
-            raise Violation(f"version {version} is not version {version - 1} and the sum of {list(named)}")
+            raise self._broken(f"version {version} is not version {version - 1} and the sum of {list(named)}")
 
     def _unmoved(self, before: Array, after: Array) -> Array:
         # Powers of two: the whole numbers come back exactly.
@@ -205,7 +213,7 @@ class Oracle:
         mine, undisturbed = self.shape.layout.views(theta), self.shape.layout.views(self._reference[version])
         for name in ("at", "count", "chain"):
             if mine[name].tobytes() != undisturbed[name].tobytes():
-                raise Violation(f"{name} of version {version} differs from that of the undisturbed run")
+                raise self._broken(f"{name} of version {version} differs from that of the undisturbed run")
 
     def ended(self, status: str, steps: Sequence[int], losses: Sequence[float]) -> None:
         """Check a job that came to its end, with its history."""
@@ -213,10 +221,10 @@ class Oracle:
             return
         clocks, count = self._clocks[-1], self.shape.layout.views(self._thetas[-1])["count"]
         if set(clocks) != {self.shape.steps}:
-            raise Violation(f"done at clocks {clocks}, every shard has {self.shape.steps} steps")
+            raise self._broken(f"done at clocks {clocks}, every shard has {self.shape.steps} steps")
         if not self.shape.momentum and not self._missed and not np.all(count == 1):
-            raise Violation(f"not every contribution counts once: {count}")
+            raise self._broken(f"not every contribution counts once: {count}")
         if list(steps) != list(range(1, self.shape.steps + 1)):
-            raise Violation(f"the history has the steps {list(steps)}")
+            raise self._broken(f"the history has the steps {list(steps)}")
         if self.undisturbed and list(losses) != self._losses:
-            raise Violation(f"losses {list(losses)}, undisturbed {self._losses}")
+            raise self._broken(f"losses {list(losses)}, undisturbed {self._losses}")

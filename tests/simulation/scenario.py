@@ -91,9 +91,7 @@ def draw(rng: Random) -> Scenario:
     workers = rng.choice((0, 1, 1, 2, 2, 3, 5))
     latency_s, compute_s = rng.choice((0.0005, 0.01, 0.1)), rng.choice((0.005, 0.05, 0.3))
     # About as long as the jobs take undisturbed, or some times as long.
-    busy_s = sum(
-        (j.train.steps or 0) * (compute_s * j.data.shards / max(workers, 1) + 3 * latency_s) for j in jobs
-    )
+    busy_s = sum((j.train.steps or 0) * (compute_s * j.data.shards / max(workers, 1) + 3 * latency_s) for j in jobs)
     calm_at = 8 * latency_s + 2 * compute_s + busy_s * rng.choice((0.7, 1.5, 4.0))
     faults = [
         Fault(calm_at * rng.random(), rng.choice(FAULTS), rng.randrange(1 << 16), calm_at * rng.expovariate(4.0))

@@ -91,6 +91,8 @@ class World:
         #: Nothing happens for which a worker could rightly be asked to compute the same again on the same stream.
         self._is_orderly = not s.wild and not {f.kind for f in s.faults} & DISORDERLY
         self._asked: set[tuple[object, ...]] = set()
+        #: Promises that were found broken.
+        self.broken: list[str] = []
         self._calm = False
         self._finished = False
         self.events = 0
@@ -137,9 +139,10 @@ class World:
             process = clock.step()
             self.events += 1
             if process is not None:
-                for culprit in (process, self._client):
-                    if culprit.errors:
-                        raise Violation(f"{culprit.name}: {culprit.errors[0]}")
+                if self.broken:
+                    raise Violation(self.broken[0])
+                if process.errors:
+                    raise Violation(f"{process.name}: {process.errors[0]}")
                 if process is self._server:
                     self._look()
             if clock.now > deadline or self.events > MAX_EVENTS:
@@ -306,7 +309,7 @@ class World:
                 asked = (context.number, assignment.shard, assignment.epoch, assignment.step, work.version)
                 if self._is_orderly and asked in self._asked:
                     what = f"step {assignment.step} of shard {assignment.shard}"
-                    self._client.errors.append(f"the server asks worker {number} twice for {what}")
+                    self.broken.append(f"the server asks worker {number} twice for {what}")
                 self._asked.add(asked)
                 if self._trace:
                     what = f"step {assignment.step} of shard {assignment.shard} at version {work.version}"
@@ -416,7 +419,7 @@ class World:
     async def _drive(self) -> None:
         for number, job in enumerate(self.scenario.jobs, start=1):
             job_id = f"job {number}"
-            oracle = self.oracles[job_id] = Oracle(job)
+            oracle = self.oracles[job_id] = Oracle(job, self.broken)
             request = pb.SubmitRequest(job_id=job_id, job_json=job.to_json())
             while True:
                 await self._ask("Submit", request)
