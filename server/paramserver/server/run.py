@@ -72,8 +72,6 @@ class Run:
         #: 0: no bound.
         self._refuse_norm = job.train.refuse_norm
         self.engine = Engine(job, epoch)
-        #: Leases up to this epoch were of earlier jobs.
-        self._epoch_before = epoch
         self.store: Store | None = None
         self.census: pb.Census | None = None
         self.moments: Moments | None = None
@@ -189,6 +187,12 @@ class Run:
 
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a worker in the job."""
+        if not session.has_begun:
+            # A worker that still answers the job before has yet to hear of this one.
+            session.has_begun = message.pull.job_id == self.job_id
+            if not session.has_begun:
+                self.feed(ev.Heard(session.name))
+                return
         match message.WhichOneof("kind"):
             case "push":
                 self._take_pushes(session, (message.push,), payload)
@@ -221,8 +225,7 @@ class Run:
             contribution = self._take_push(session, push, payload[index * share : (index + 1) * share])
             if contribution is not None:
                 whole.append(contribution)
-        # A worker that still answers the job before has yet to hear of this one, and will then pull again.
-        pull = push.pull and push.epoch > self._epoch_before
+        pull = push.pull
         if pull:
             session.held = push.version
         if whole:

@@ -64,6 +64,9 @@ class Session:
     shares_memory: bool = False
     #: Where the worker lays its contributions, by shard.
     slots: dict[int, Segment] = field(default_factory=dict)
+    #: What comes now is about the present job: it is the stream's first, or the worker has pulled for it by name.
+    has_begun: bool = True
+    has_worked: bool = False
     knows_census: bool = False
     knows_layout: bool = False
     #: Tensor bytes.
@@ -139,4 +142,5 @@ class Session:
         self.initial, self.initial_layout = [], []
         self.slots = {}
         self.knows_census = self.knows_layout = False
+        self.has_begun, self.has_worked = not self.has_worked, True
         self.received = self.sent = 0

@@ -277,7 +277,7 @@ class Trainer:
                 log.info("joined %s as %s", stream.address, self._identity.name)
             case "job":
                 self._start(message.job)
-                await stream.send(pb.WorkerMessage(pull=pb.PullWork()))
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork(job_id=self._job_id)))
             case "census":
                 self._take_census(message.census, payload)
             case "layout":

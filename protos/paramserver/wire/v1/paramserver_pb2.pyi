@@ -143,10 +143,12 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PullWork(_message.Message):
-    __slots__ = ("held",)
+    __slots__ = ("held", "job_id")
     HELD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     held: int
-    def __init__(self, held: _Optional[int] = ...) -> None: ...
+    job_id: str
+    def __init__(self, held: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class Work(_message.Message):
     __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s")
