@@ -58,6 +58,8 @@ class ControlService(rpc.ControlServicer):
                 await self._shell.settled()
             changed = self._shell.changed
             points = run.history.after(step)
+            if run.log is not None and not ended:
+                points = [point for point in points if point.version <= run.log.safe]
             if points:
                 step = points[-1].step
             yield pb.WatchReply(status=describe(self._shell), points=points)
@@ -80,6 +82,7 @@ class ControlService(rpc.ControlServicer):
         start = 0
         try:
             version, pieces = await run.capture()
+            await self._shell.caught_up()
             async for piece in pieces:
                 yield pb.PullReply(
                     job_id=run.job_id,

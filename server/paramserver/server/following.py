@@ -87,6 +87,8 @@ class FollowingRun(Run):
 
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a worker."""
+        # What is left of the job before has epochs below those of this one, and nobody counts it.
+        session.has_begun = True
         match message.WhichOneof("kind"):
             case "pull":
                 pull = message.pull

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from paramserver.server.events import Contribution
 from paramserver.wire.layout import Array
@@ -17,6 +18,16 @@ MAX_WAITING = 64
 
 #: Parameters that may wait for a worker, which asks for them one by one; each is as large as θ.
 MAX_PARAMETERS_WAITING = 4
+
+#: Bytes of an answer that may as well be a refusal; of those a worker may get one for each of its shards at once.
+SMALL = 4096
+
+
+class Gate(Protocol):
+    """Decides when something may be said."""
+
+    def keeps(self, session: Session, messages: tuple[bytes, ...]) -> bool:
+        """Take the messages to deliver them later; False if they may go now."""
 
 
 @dataclass(slots=True)
@@ -53,6 +64,9 @@ class Session:
     shares_memory: bool = False
     #: Where the worker lays its contributions, by shard.
     slots: dict[int, Segment] = field(default_factory=dict)
+    #: What comes now is about the present job: it is the stream's first, or the worker has pulled for it by name.
+    has_begun: bool = True
+    has_worked: bool = False
     knows_census: bool = False
     knows_layout: bool = False
     #: Tensor bytes.
@@ -63,6 +77,8 @@ class Session:
     #: What the writer waits for while there is nothing to send.
     _waiting: asyncio.Future[None] | None = None
     closed: bool = False
+    #: Takes what may not be said yet and delivers it later; None if everything may be said at once.
+    gate: Gate | None = None
     #: Ends the stream whether or not its worker reads.
     cut: Callable[[], object] = lambda: None
 
@@ -78,11 +94,18 @@ class Session:
 
     @property
     def is_full(self) -> bool:
-        """Do so many answers wait that parameters must not join them?"""
-        return len(self._outbox) >= MAX_PARAMETERS_WAITING
+        """Do so many parameters wait that no more must join them?"""
+        if len(self._outbox) < MAX_PARAMETERS_WAITING:
+            return False
+        return sum(len(answer[-1]) > SMALL for answer in self._outbox) >= MAX_PARAMETERS_WAITING
 
     def send(self, *messages: bytes) -> None:
-        """Queue an answer of encoded messages; never waits."""
+        """Queue an answer of encoded messages, or leave it with the gate; never waits."""
+        if self.gate is None or not self.gate.keeps(self, messages):
+            self.deliver(messages)
+
+    def deliver(self, messages: Sequence[bytes]) -> None:
+        """Queue an answer that the gate, if there is one, has let through."""
         if len(self._outbox) >= MAX_WAITING:
             self.give_up()
         if not self.closed:
@@ -119,4 +142,5 @@ class Session:
         self.initial, self.initial_layout = [], []
         self.slots = {}
         self.knows_census = self.knows_layout = False
+        self.has_begun, self.has_worked = not self.has_worked, True
         self.received = self.sent = 0

@@ -124,12 +124,18 @@ class Replica:
                 raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
             self._decode(payload, offset, count)
 
-    def settle(self) -> None:
-        """Make the views show one whole version, after `take` or from the server's memory."""
+    def settle(self, version: int) -> int:
+        """Make the views show one whole version, after `take` or from the server's memory; return which.
+
+        `version` is the one that was granted; memory may hold a newer one by now.
+        """
         if self._shared is not None:
-            self._shared.copy_whole(self._own)
+            found = self._shared.copy_whole(self._own)
+            # Of several servers, the others may not be as far yet.
+            version = found if self._own.size == self._flat.size else version
             if self._codec is not None:
                 self._round(self._codec)
+        return version
 
     async def fetch(self, work: pb.Work, partitions: Partitions) -> None:
         """Bring what other servers hold of it to the version of the work."""
@@ -291,7 +297,7 @@ class Trainer:
                 log.info("joined %s as %s", stream.address, self._identity.name)
             case "job":
                 self._start(message.job)
-                await stream.send(pb.WorkerMessage(pull=pb.PullWork()))
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork(job_id=self._job_id)))
             case "census":
                 self._take_census(message.census, payload)
             case "layout":
@@ -358,9 +364,12 @@ class Trainer:
         if work.HasField("heartbeat_s"):
             self._beat_every(work.heartbeat_s)
         if replica is not None:
-            replica.settle()
+            version = replica.settle(work.version)
             if self._partitions:
                 await replica.fetch(work, self._partitions)
+            if not self._job.wire.keeps_back:
+                # Elsewhere θ may go back, and then its changes do not count versions.
+                work.version = version
         repeated = [a for a in work.assignments if self._pushed.get(a.shard) == (a.epoch, a.step)]
         if repeated:
             # Computed again it would overwrite what the server may be reading.

@@ -149,14 +149,16 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PullWork(_message.Message):
-    __slots__ = ("held", "version", "shards")
+    __slots__ = ("held", "job_id", "version", "shards")
     HELD_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     held: int
+    job_id: str
     version: int
     shards: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, held: _Optional[int] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, held: _Optional[int] = ..., job_id: _Optional[str] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Work(_message.Message):
     __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s")
