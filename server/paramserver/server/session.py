@@ -19,6 +19,9 @@ MAX_WAITING = 64
 #: Parameters that may wait for a worker, which asks for them one by one; each is as large as θ.
 MAX_PARAMETERS_WAITING = 4
 
+#: First byte of the answer to a pull: the tag of its field.
+_WORK = pb.ServerMessage.DESCRIPTOR.fields_by_name["work"].number << 3 | 2
+
 
 class Gate(Protocol):
     """Decides when something may be said."""
@@ -88,8 +91,11 @@ class Session:
 
     @property
     def is_full(self) -> bool:
-        """Do so many answers wait that parameters must not join them?"""
-        return len(self._outbox) >= MAX_PARAMETERS_WAITING
+        """Do so many answers to pulls wait that parameters must not join them?
+
+        Refusals do not count: there may be one for every shard of the worker at once.
+        """
+        return sum(answer[0][0] == _WORK for answer in self._outbox) >= MAX_PARAMETERS_WAITING
 
     def send(self, *messages: bytes) -> None:
         """Queue an answer of encoded messages, or leave it with the gate; never waits."""
