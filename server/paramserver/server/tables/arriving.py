@@ -1,0 +1,101 @@
+"""Rows of contributions on their way in: what a worker has sent of them before its push completes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paramserver.wire.errors import TensorError
+from paramserver.wire.layout import Array, is_finite
+from paramserver.wire.tables import Keys, Table, read_keys
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+#: What the rows of one contribution may take in all.
+MAX_BYTES = 1 << 30
+
+#: The rows of one contribution by the table's number: keys (n,), rising strictly, and gradients (n, dim).
+Parts = dict[int, tuple[Keys, Array]]
+
+
+@dataclass(slots=True)
+class Arriving:
+    """The rows of one contribution so far."""
+
+    epoch: int
+    step: int
+    chunks: dict[int, list[tuple[Keys, Array]]] = field(default_factory=dict)
+    count: int = 0
+    nbytes: int = 0
+    #: What was wrong with it; the answer to its push says so.
+    fault: str = ""
+
+
+class ArrivingRows:
+    """The rows that one worker has sent, by shard; those of a contribution that never completes go with the next."""
+
+    def __init__(self) -> None:
+        self._arriving: dict[int, Arriving] = {}
+
+    def take(self, push: pb.PushRows, payload: memoryview, tables: list[Table], dtype: np.dtype[np.generic]) -> None:
+        """Take in one message about a shard that the worker was asked to compute."""
+        arriving = self._arriving.get(push.shard)
+        if arriving is None or (arriving.epoch, arriving.step) != (push.epoch, push.step):
+            arriving = self._arriving[push.shard] = Arriving(push.epoch, push.step)
+        if arriving.fault:
+            return
+        try:
+            _add(arriving, push, payload, tables, dtype)
+        except TensorError as error:
+            arriving.fault = str(error)
+            arriving.chunks.clear()
+
+    def claim(self, push: pb.Push) -> Parts:
+        """Hand out the rows that belong to a push which is whole.
+
+        Raises:
+            TensorError: if they are wrong, or not as many as it says.
+        """
+        arriving = self._arriving.get(push.shard)
+        if arriving is None or (arriving.epoch, arriving.step) != (push.epoch, push.step):
+            arriving = Arriving(push.epoch, push.step)
+        else:
+            del self._arriving[push.shard]
+        if arriving.fault:
+            raise TensorError(arriving.fault)
+        if arriving.count != push.rows:
+            raise TensorError(f"{arriving.count} rows of tables came, the push names {push.rows}")
+        return {
+            number: chunks[0] if len(chunks) == 1 else _joined(chunks)
+            for number, chunks in sorted(arriving.chunks.items())
+        }
+
+
+def _add(
+    arriving: Arriving, push: pb.PushRows, payload: memoryview, tables: list[Table], dtype: np.dtype[np.generic]
+) -> None:
+    if push.table >= len(tables):
+        raise TensorError(f"table {push.table} does not exist; the job has {len(tables)}")
+    table = tables[push.table]
+    expected = push.count * (8 + table.dim * dtype.itemsize)
+    if payload.nbytes != expected:
+        raise TensorError(f"{payload.nbytes} bytes came for {push.count} rows of table {push.table}, not {expected}")
+    arriving.nbytes += payload.nbytes
+    if arriving.nbytes > MAX_BYTES:
+        raise TensorError(f"the rows of a contribution take more than {MAX_BYTES} bytes")
+    keys = read_keys(payload, push.count)
+    chunks = arriving.chunks.setdefault(push.table, [])
+    if chunks and keys[0] <= chunks[-1][0][-1]:
+        raise TensorError(f"key {keys[0]} follows {chunks[-1][0][-1]}; keys must rise strictly")
+    values = np.frombuffer(payload, dtype, offset=8 * push.count).reshape(push.count, table.dim)
+    if not is_finite(values):
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        raise TensorError(
+            f"table {push.table} holds {values[row, column]} in column {column} of the row of key {keys[row]}"
+        )
+    chunks.append((keys, values))
+    arriving.count += push.count
+
+
+def _joined(chunks: list[tuple[Keys, Array]]) -> tuple[Keys, Array]:
+    return np.concatenate([keys for keys, _ in chunks]), np.concatenate([values for _, values in chunks])
