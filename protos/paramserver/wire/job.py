@@ -233,6 +233,10 @@ class ServerSection(Section):
     durability: Literal["none", "snapshot"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
     lease_s: float = Field(default=10.0, ge=0.1)
+    #: Rows that a table keeps; the longest without an update go first. 0 is no bound.
+    table_max_rows: int = Field(default=0, ge=0)
+    #: Updates of θ after which a row without one is forgotten; 0 is never.
+    table_max_age: int = Field(default=0, ge=0, le=MAX_STEPS)
 
 
 class Job(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,12 +13,15 @@ from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
-from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
+from paramserver.server.tables.arriving import Parts
+from paramserver.server.tables.tablestore import TableStore
+from paramserver.wire.errors import JobError, ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
+from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Rows, features or classes of a shard; the sums over all shards still fit 64 bits.
@@ -55,6 +59,8 @@ class Run:
         #: Leases up to this epoch were of earlier jobs.
         self._epoch_before = epoch
         self.store: Store | None = None
+        #: None if the task declares none.
+        self.tables: TableStore | None = None
         self.census: pb.Census | None = None
         self.moments: Moments | None = None
         self.history = History()
@@ -62,6 +68,7 @@ class Run:
         self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
         #: Values of whole contributions that the engine has yet to decide on, by shard and step.
         self._arrived: dict[tuple[int, int], list[Array]] = {}
+        self._arrived_rows: dict[tuple[int, int], Parts] = {}
         self._sessions = sessions
         self._clock = clock
 
@@ -75,7 +82,8 @@ class Run:
         if state is None or store is None:
             return Snapshot(self.job_id, self.submitted, state, train=train)
         optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
-        parameters = Parameters(store.layout, store.theta.copy(), optimizer_state)
+        tables = {} if self.tables is None else self.tables.contents()
+        parameters = Parameters(store.layout, store.theta.copy(), optimizer_state, tables)
         history = self.history.columns()
         return Snapshot(self.job_id, self.submitted, state, parameters, self.census, self.moments, history, train)
 
@@ -92,6 +100,10 @@ class Run:
         if p is not None:
             self.store = Store(self.job, p.layout, [p.theta], self.engine.total_steps)
             self.store.restore(self.engine.version, p.optimizer_state)
+            if p.tables:
+                described = {name: contents.table for name, contents in p.tables.items()}
+                self.tables = TableStore(self.job, described, self.engine.total_steps)
+                self.tables.restore(p.tables)
             self.history = History.of(snapshot.history or {})
 
     def feed(self, event: ev.Event) -> None:
@@ -135,6 +147,10 @@ class Run:
             case "pull":
                 session.held = message.pull.held if message.pull.HasField("held") else None
                 self.feed(ev.Pulled(session.name))
+            case "pull_rows":
+                self._give_rows(session, message.pull_rows, payload)
+            case "push_rows":
+                self._take_rows(session, message.push_rows, payload)
             case "slot":
                 self._take_slot(session, message.slot)
             case "heartbeat":
@@ -166,6 +182,7 @@ class Run:
         if whole:
             self.feed(ev.Pushed(tuple(whole), pull))
             self._arrived.clear()
+            self._arrived_rows.clear()
         elif pull:
             self.feed(ev.Pulled(session.name))
 
@@ -193,6 +210,8 @@ class Run:
                 self._take_shared(self.store, session, incoming)
             else:
                 self._take_chunk(self.store, incoming, offset, payload)
+            if self.tables is not None and incoming.next_offset == self.store.layout.size:
+                self._arrived_rows[c.shard, c.step] = session.rows.claim(push)
         except TensorError as error:
             session.incoming, session.discarding = None, name
             reason = f"push of worker {session.name}, shard {c.shard}, step {c.step}: {error}"
@@ -220,6 +239,31 @@ class Run:
             raise TensorError(_where_not_finite(store.layout, offset, values))
         incoming.next_offset += values.size
         incoming.chunks.append(values)
+
+    def _give_rows(self, session: Session, asked: pb.PullRows, payload: memoryview) -> None:
+        refusal = self.engine.admit(session.name, asked.shard, asked.epoch, asked.step)
+        if refusal is not None:
+            self._carry_out(refusal)
+            return
+        try:
+            if self.tables is None:
+                raise TensorError("the job has no tables")
+            rows = self.tables.read(asked.table, payload)
+        except TensorError as error:
+            reason = f"rows for worker {session.name}, shard {asked.shard}, step {asked.step}: {error}"
+            self.feed(ev.Misbehaved(session.name, asked.shard, asked.step, reason))
+            return
+        self.feed(ev.Heard(session.name))
+        answer = pb.Rows(shard=asked.shard, step=asked.step, table=asked.table)
+        session.sent += rows.nbytes
+        session.send(encode(pb.ServerMessage(rows=answer), rows))
+
+    def _take_rows(self, session: Session, push: pb.PushRows, payload: memoryview) -> None:
+        session.received += payload.nbytes
+        # What was not asked for is passed over; the push that follows is refused and says why.
+        if self.tables is not None and self.engine.admit(session.name, push.shard, push.epoch, push.step) is None:
+            session.rows.take(push, payload, list(self.tables.tables.values()), self.tables.dtype)
+            self.feed(ev.Heard(session.name))
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
@@ -261,25 +305,28 @@ class Run:
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if initial.offset == 0:
             session.initial, session.initial_layout = [], list(initial.tensors)
+            session.initial_tables = list(initial.tables)
         refusal = self.engine.admit(session.name, initial.shard, initial.epoch, 0)
         if refusal is not None or self.engine.phase != "initialise":
             return
         try:
             layout = Layout.from_proto(session.initial_layout, self.job.train.dtype)
+            described = tables_from_proto(session.initial_tables, (tensor.name for tensor in layout.tensors))
+            tables = TableStore(self.job, described, self.engine.total_steps) if described else None
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
             if initial.offset != held:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):
                 raise TensorError(_where_not_finite(layout, initial.offset, values))
-        except TensorError as error:
+        except (TensorError, JobError) as error:
             self.feed(ev.Failed(session.name, str(error)))
             return
         # θ is allocated only once its bytes are really here, not when a peer announces them.
         session.initial.append(payload)
         if held + values.size == layout.size:
             pieces = (np.frombuffer(piece, dtype=layout.dtype) for piece in session.initial)
-            self.store = Store(self.job, layout, pieces, self.engine.total_steps)
+            self.store, self.tables = Store(self.job, layout, pieces, self.engine.total_steps), tables
             session.initial = []
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
 
@@ -288,9 +335,14 @@ class Run:
             case ev.Keep(shard, step):
                 assert self.store is not None
                 self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
+                if self.tables is not None:
+                    self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
             case ev.Apply(version, step, contributions):
                 assert self.store is not None
                 norm = self.store.apply(version, step, contributions)
+                if self.tables is not None:
+                    norm_of_rows = self.tables.apply(version, step, contributions)
+                    norm = None if norm is None else math.hypot(norm, norm_of_rows)
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():
                 self._grant(effect)
@@ -341,7 +393,10 @@ class Run:
             return
         if not session.knows_layout:
             session.knows_layout = True
-            session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
+            layout = self.store.describe(session.shares_memory)
+            if self.tables is not None:
+                layout.tables.extend(tables_to_proto(self.tables.tables))
+            session.send(encode(pb.ServerMessage(layout=layout)))
         is_held = session.shares_memory or session.held == self.store.version
         messages = self.store.answer(message, is_held)
         if not is_held:
@@ -359,6 +414,8 @@ class Run:
             return
         moved = self.store.moves
         self.store.restage(self.job)
+        if self.tables is not None:
+            self.tables.restage(self.job)
         for session in self._sessions.values():
             # How a worker may read θ in shared memory is part of the layout.
             if session.shares_memory and self.store.moves != moved:

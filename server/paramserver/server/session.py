@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paramserver.server.events import Contribution
+from paramserver.server.tables.arriving import ArrivingRows
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -44,6 +45,9 @@ class Session:
     #: Initial parameters in progress.
     initial: list[memoryview] = field(default_factory=list)
     initial_layout: list[pb.Tensor] = field(default_factory=list)
+    initial_tables: list[pb.Table] = field(default_factory=list)
+    #: Rows of tables that came ahead of the pushes that they belong to.
+    rows: ArrivingRows = field(default_factory=ArrivingRows)
     #: Version that the worker holds whole, as its last pull said.
     held: int | None = None
     #: The worker has proved that it can map this process's memory.
@@ -90,7 +94,8 @@ class Session:
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""
         self.incoming = self.discarding = self.held = None
-        self.initial, self.initial_layout = [], []
+        self.initial, self.initial_layout, self.initial_tables = [], [], []
+        self.rows = ArrivingRows()
         self.slots = {}
         self.knows_census = self.knows_layout = False
         self.received = self.sent = 0

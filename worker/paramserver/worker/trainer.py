@@ -21,15 +21,17 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from paramserver.wire import sharing
-from paramserver.wire.errors import ParamserverError, ProtocolError
+from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, pack, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
+from paramserver.worker.rows import RowExchange, Wanted, WorkGivenUp
 from paramserver.worker.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -166,6 +168,9 @@ class Trainer:
         self._learner: Learner | None = None
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
+        #: The tables of the layout, and what exchanges their rows, once it is needed.
+        self._described: list[pb.Table] = []
+        self._rows: RowExchange | None = None
         self._heartbeat_s = 0.0
         self._chunk_bytes = 0
         self._last_step_s = float("inf")
@@ -182,7 +187,7 @@ class Trainer:
             ProtocolError: if the server breaks the contract.
         """
         self.joined = False
-        self._replica = self._outgoing = None
+        self._replica = self._outgoing = self._rows = None
         await stream.send(pb.WorkerMessage(join=self._identity.join()))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
@@ -223,6 +228,10 @@ class Trainer:
             case "layout":
                 self._replica = Replica(message.layout, self._job.train.dtype)
                 self._outgoing = Outgoing(self._replica)
+                self._described, self._rows = list(message.layout.tables), None
+            case "rows":
+                # Of work that was given up since.
+                pass
             case "refusal":
                 refusal = message.refusal
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
@@ -230,7 +239,7 @@ class Trainer:
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
             case "ended":
                 log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
-                self._learner = self._replica = self._outgoing = None
+                self._learner = self._replica = self._outgoing = self._rows = None
                 self._job_id = ""
                 self._working.clear()
                 self._on_end()
@@ -278,6 +287,9 @@ class Trainer:
             replica.settle()
         try:
             await self._carry_out(stream, work)
+        except WorkGivenUp as given_up:
+            if given_up.asks_again:
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork(held=work.version)))
         except ParamserverError as error:
             log.error("%s", error)
             await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
@@ -319,8 +331,10 @@ class Trainer:
         flat = np.empty(layout.size, layout.dtype)
         pack(arrays, layout.views(flat))
         for start, chunk in self._chunks(flat):
-            tensors = layout.to_proto() if start == 0 else []
-            message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=tensors, offset=start)
+            message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, offset=start)
+            if start == 0:
+                message.tensors.extend(layout.to_proto())
+                message.tables.extend(tables_to_proto(self._current_learner.tables))
             await stream.send(pb.WorkerMessage(initial=message), chunk)
 
     def _fit_one_message(self, work: pb.Work) -> bool:
@@ -362,9 +376,14 @@ class Trainer:
         place, slot = outgoing.place(assignment.shard)
         if slot is not None:
             await stream.send(pb.WorkerMessage(slot=slot))
-        gradient = await self._compute(
-            self._current_learner, replica.views, assignment.shard, assignment.step, place.views
-        )
+        learner, theta, wanted = self._current_learner, replica.views, {}
+        if self._described or learner.tables:
+            exchange = self._exchange(stream, learner, replica.layout)
+            keys = learner.keys(assignment.shard, assignment.step)
+            wanted = {name: Wanted.of(named) for name, named in keys.items()}
+            rows = await exchange.pull(assignment, wanted)
+            theta = theta | {name: wanted[name].spread(values) for name, values in rows.items()}
+        gradient = await self._compute(learner, theta, assignment.shard, assignment.step, place.views)
         pack(gradient.arrays, place.views, scale=gradient.samples)
         push = pb.Push(
             shard=assignment.shard,
@@ -375,7 +394,19 @@ class Trainer:
             loss=gradient.loss,
             shared=replica.shares_memory,
         )
+        if self._rows is not None:
+            sums = {name: w.gather(gradient.arrays[name], gradient.samples) for name, w in wanted.items()}
+            push.rows = await self._rows.push(assignment, wanted, sums)
         return push, place
+
+    def _exchange(self, stream: Stream, learner: Learner, layout: Layout) -> RowExchange:
+        """Return what pulls and pushes the rows of the job's tables."""
+        if self._rows is None:
+            tables = tables_from_proto(self._described, (tensor.name for tensor in layout.tensors))
+            if tables != learner.tables:
+                raise TaskError(f"the job began with the tables {tables}, the task here has {learner.tables}")
+            self._rows = RowExchange(stream, tables, layout.dtype, self._chunk_bytes, partial(self._take, stream))
+        return self._rows
 
     def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
         size = self._chunk_bytes // flat.itemsize

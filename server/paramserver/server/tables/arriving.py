@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +38,7 @@ class ArrivingRows:
     def __init__(self) -> None:
         self._arriving: dict[int, Arriving] = {}
 
-    def take(self, push: pb.PushRows, payload: memoryview, tables: list[Table], dtype: np.dtype[np.generic]) -> None:
+    def take(self, push: pb.PushRows, payload: memoryview, tables: Sequence[Table], dtype: np.dtype[np.generic]) -> None:
         """Take in one message about a shard that the worker was asked to compute."""
         arriving = self._arriving.get(push.shard)
         if arriving is None or (arriving.epoch, arriving.step) != (push.epoch, push.step):
@@ -72,7 +73,7 @@ class ArrivingRows:
 
 
 def _add(
-    arriving: Arriving, push: pb.PushRows, payload: memoryview, tables: list[Table], dtype: np.dtype[np.generic]
+    arriving: Arriving, push: pb.PushRows, payload: memoryview, tables: Sequence[Table], dtype: np.dtype[np.generic]
 ) -> None:
     if push.table >= len(tables):
         raise TensorError(f"table {push.table} does not exist; the job has {len(tables)}")

@@ -38,6 +38,7 @@ class Bounds:
 class Contents:
     """A copy of a table: keys in any order, and for each its row, the version of its last update, its state."""
 
+    table: Table
     keys: Keys
     rows: Array
     #: The optimizer's, by name, each of the shape of `rows`.
@@ -128,6 +129,7 @@ class Rows:
         """Return a copy of the whole table."""
         state = dict(zip(self._state_type._fields, self._state, strict=True))
         return Contents(
+            self.table,
             self._keys.values[: self.count].copy(),
             self._rows.values[: self.count].copy(),
             {name: column.values[: self.count].copy() for name, column in state.items()},

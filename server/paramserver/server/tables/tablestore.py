@@ -9,13 +9,14 @@ import numpy as np
 
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import make_optimizer
+from paramserver.server.store import CHUNK_BYTES
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.rows import Bounds, Contents, Rows
 from paramserver.server.update import how
 from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
-from paramserver.wire.tables import Keys, Table, check_job
+from paramserver.wire.tables import Keys, Table, check_job, read_keys
 
 
 class TableStore:
@@ -44,27 +45,27 @@ class TableStore:
         """Rows of each table, by name."""
         return {rows.name: rows.count for rows in self._rows}
 
-    def table(self, number: int) -> Rows:
-        """Return a table by its number in the layout.
+    def read(self, number: int, payload: memoryview) -> Array:
+        """Return the rows of the keys in the payload, from a table by its number in the layout.
 
         Raises:
-            TensorError: if there is none.
+            TensorError: if there is no such table, or the keys are not what they should be.
         """
         if number >= len(self._rows):
             raise TensorError(f"table {number} does not exist; the job has {len(self._rows)}")
-        return self._rows[number]
+        rows = self._rows[number]
+        count, rest = divmod(payload.nbytes, 8)
+        allowed = CHUNK_BYTES // max(8, rows.table.dim * self.dtype.itemsize)
+        if rest or count > allowed:
+            raise TensorError(f"{payload.nbytes} bytes of keys came; 8 for each of up to {allowed} keys are expected")
+        return rows.read(read_keys(payload, count))
 
     def hold(self, shard: int, parts: Parts) -> None:
         """Take the rows of the shard's next contribution; they stay until `apply` takes them."""
         self._held[shard] = parts
 
     def restage(self, job: Job) -> None:
-        """Go on under the policy of `job`, and forget the contributions that are not applied.
-
-        Raises:
-            JobError: if the job has what tables cannot have; nothing is changed then.
-        """
-        check_job(job)
+        """Go on under the policy of `job`, and forget the contributions that are not applied."""
         self._job = job
         self._held.clear()
 
