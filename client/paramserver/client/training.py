@@ -122,7 +122,8 @@ def train(
         raise RequestError(f"servers is {servers}, allowed is 1")
     root = Path(base or ".").resolve()
     if job.data.test or not server:
-        if declared_tables(load_task(job.task.use, job.task.options, root)):
+        task = load_task(job.task.use, job.task.options, root)
+        if declared_tables(task):
             check_job(job)
     directory = RunDirectory(job, run)
     job_id = uuid.uuid4().hex[:12]

@@ -48,11 +48,7 @@ class Table:
     def __post_init__(self) -> None:
         if isinstance(self.dim, bool) or not isinstance(self.dim, int) or not 1 <= self.dim <= MAX_DIM:
             raise RequestError(f"a table has dim = {self.dim!r}; a whole number from 1 to {MAX_DIM} is expected")
-        if (
-            isinstance(self.scale, bool)
-            or not isinstance(self.scale, int | float)
-            or not 0 <= self.scale < math.inf
-        ):
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 <= self.scale < math.inf:
             raise RequestError(f"a table has scale = {self.scale!r}; a finite number of 0 or more is expected")
 
 

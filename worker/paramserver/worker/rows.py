@@ -144,7 +144,7 @@ class RowExchange:
         rows = message.rows
         if (rows.shard, rows.step, rows.table) != (*name, number) or payload.nbytes != place.nbytes:
             raise ProtocolError(
-                f"the server sent {payload.nbytes} bytes of table {rows.table} for shard {rows.shard}, step {rows.step};"
+                f"{payload.nbytes} bytes of table {rows.table} came for shard {rows.shard}, step {rows.step};"
                 f" {place.nbytes} of table {number} for shard {name[0]}, step {name[1]} were asked for"
             )
         place[:] = np.frombuffer(payload, self._dtype).reshape(place.shape)

@@ -38,7 +38,9 @@ class ArrivingRows:
     def __init__(self) -> None:
         self._arriving: dict[int, Arriving] = {}
 
-    def take(self, push: pb.PushRows, payload: memoryview, tables: Sequence[Table], dtype: np.dtype[np.generic]) -> None:
+    def take(
+        self, push: pb.PushRows, payload: memoryview, tables: Sequence[Table], dtype: np.dtype[np.generic]
+    ) -> None:
         """Take in one message about a shard that the worker was asked to compute."""
         arriving = self._arriving.get(push.shard)
         if arriving is None or (arriving.epoch, arriving.step) != (push.epoch, push.step):

@@ -38,7 +38,9 @@ class KeyIndex:
     """From keys to places 0, 1, 2, … in a column of keys, which the owner keeps and hands in with every call."""
 
     def __init__(self, compiled: bool = AVAILABLE) -> None:
-        self._find, self._insert = _compiled() if compiled else (_find, _insert)
+        find, insert = _compiled() if compiled else (_find, _insert)
+        self._find: Callable[..., Places] = find
+        self._insert: Callable[..., None] = insert
         self._slots = np.full(_SMALLEST, _EMPTY, np.int32)
 
     @property

@@ -69,7 +69,7 @@ class Rows:
         seed: int,
         dtype: np.dtype[np.generic],
         optimizer: Optimizer,
-        bounds: Bounds = Bounds(),  # noqa: B008 (immutable)
+        bounds: Bounds = Bounds(),
         compiled: bool = AVAILABLE,
     ) -> None:
         self.name, self.table, self.dtype = name, table, dtype

@@ -79,7 +79,9 @@ class TableStore:
         held = [self._held.pop(c.shard) for c in contributions]
         squares = 0.0
         for number, rows in enumerate(self._rows):
-            keys, gradient = sum_by_key([parts[number] for parts in held if number in parts], rows.table.dim, self.dtype)
+            keys, gradient = sum_by_key(
+                [parts[number] for parts in held if number in parts], rows.table.dim, self.dtype
+            )
             gradient *= scale
             if self._job.stop.tolerance:
                 squares += float(np.sum(np.square(gradient, dtype=np.float64)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paramserver.wire.errors import RequestError, TaskError
 from paramserver.wire.layout import Array
@@ -68,6 +69,6 @@ def with_rows(task: Task, theta: Mapping[str, Array], batch: Batch, seed: int) -
     return params
 
 
-def _as_int64(keys: Any) -> Keys:
-    # Hashes above 2⁶³ keep their bits.
-    return keys.view(np.int64) if keys.dtype == np.uint64 else keys.astype(np.int64, copy=False)
+def _as_int64(keys: NDArray[Any]) -> Keys:
+    # Hashes above 2⁶³ keep their bits: this wraps around.
+    return keys.astype(np.int64, copy=False)
