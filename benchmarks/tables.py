@@ -1,6 +1,6 @@
 """Measures a table beside bare numpy: time of pulling and pushing a batch, and memory beside what must be held.
 
-    python benchmarks/tables.py [--rows 10000000] [--dim 16] [--batch 10000] [--optimizer sgd] [--no-compile]
+    python benchmarks/tables.py [--rows 10000000] [--dim 16] [--batch 10000] [--optimizer sgd]
 
 The floor is what no table can do without: `take` and assignment of the batch's rows on a resident array of the same
 size, whose places are known. A pull finds the keys and copies their rows out; a push finds them again, reads the rows
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from paramserver.server.optimizers import Optimizer, StepInfo, make_optimizer
-from paramserver.server.tables.index import AVAILABLE
 from paramserver.server.tables.rows import Rows
 from paramserver.wire.job import OptimizerSection
 from paramserver.wire.memory import keep_freed_memory
@@ -41,23 +40,23 @@ def keys_of(numbers: np.ndarray) -> np.ndarray:
     return mix(numbers.astype(np.uint64)).view(np.int64)
 
 
-def filled(rows: int, dim: int, optimizer: Optimizer, compiled: bool) -> Rows:
+def filled(rows: int, dim: int, optimizer: Optimizer) -> Rows:
     """Return a table whose rows have all had an update."""
-    table = Rows("t", Table(dim, 0.1), 0, np.dtype(np.float32), optimizer, compiled=compiled)
+    table = Rows("t", Table(dim, 0.1), 0, np.dtype(np.float32), optimizer)
     for start in range(0, rows, FILL):
         keys = keys_of(np.arange(start, min(start + FILL, rows)))
         table.update(keys, np.zeros((keys.size, dim), np.float32), StepInfo(1, 0.1))
     return table
 
 
-def measure(rows: int, dim: int, batch: int, optimizer: str, compiled: bool) -> dict[str, Any]:
+def measure(rows: int, dim: int, batch: int, optimizer: str) -> dict[str, Any]:
     """Return the medians, their ratio and the memory."""
     rng = np.random.default_rng(0)
     made = make_optimizer(OptimizerSection(name=optimizer))
     # What compiling and one filling take for the moment is no part of a table.
-    filled(min(FILL, rows), dim, made, compiled)
+    filled(min(FILL, rows), dim, made)
     before = resident_bytes()
-    table = filled(rows, dim, made, compiled)
+    table = filled(rows, dim, made)
     held = resident_bytes() - before
     states = len(made.init(0, np.float32))
     raw = rows * dim * 4 * (1 + states)
@@ -85,7 +84,6 @@ def measure(rows: int, dim: int, batch: int, optimizer: str, compiled: bool) -> 
         "dim": dim,
         "batch": batch,
         "optimizer": optimizer,
-        "compiled": compiled,
         "floor_ms": statistics.median(floor) * 1e3,
         "pull_ms": statistics.median(pull) * 1e3,
         "push_ms": statistics.median(push) * 1e3,
@@ -103,11 +101,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--batch", type=int, default=10_000)
     parser.add_argument("--optimizer", default="sgd")
-    parser.add_argument("--no-compile", action="store_true", help="probe with numpy, as without the extra `fast`")
     arguments = parser.parse_args()
     keep_freed_memory()
-    compiled = AVAILABLE and not arguments.no_compile
-    found = measure(arguments.rows, arguments.dim, arguments.batch, arguments.optimizer, compiled)
+    found = measure(arguments.rows, arguments.dim, arguments.batch, arguments.optimizer)
     print(json.dumps({name: round(v, 3) if isinstance(v, float) else v for name, v in found.items()}))
 
 

@@ -31,7 +31,7 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
-from paramserver.worker.rows import RowExchange, Wanted, WorkGivenUp
+from paramserver.worker.rowexchange import RowExchange, Wanted, WorkGivenUp
 from paramserver.worker.stream import Stream
 from paramserver.worker.tasks.contract import check_finite
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from paramserver.server.optimizers import Optimizer, StepInfo
 from paramserver.server.tables.column import Column
-from paramserver.server.tables.index import AVAILABLE, KeyIndex
+from paramserver.server.tables.index import KeyIndex
 from paramserver.wire.layout import Array
 from paramserver.wire.tables import Keys, Table, initial_rows
 
@@ -59,7 +59,6 @@ class Rows:
         name, table, seed, dtype: what the initial rows are made of.
         optimizer: updates rows elementwise.
         bounds: what is forgotten, and when.
-        compiled: whether the index uses compiled loops.
     """
 
     def __init__(
@@ -70,13 +69,12 @@ class Rows:
         dtype: np.dtype[np.generic],
         optimizer: Optimizer,
         bounds: Bounds = Bounds(),
-        compiled: bool = AVAILABLE,
     ) -> None:
         self.name, self.table, self.dtype = name, table, dtype
         self._seed = seed
         self._optimizer = optimizer
         self._bounds = bounds
-        self._index = KeyIndex(compiled)
+        self._index = KeyIndex()
         self.count = 0
         self._keys = Column(np.dtype(np.int64))
         self._rows = Column(dtype, (table.dim,))
