@@ -210,7 +210,8 @@ class Run:
                 self._take_shared(self.store, session, incoming)
             else:
                 self._take_chunk(self.store, incoming, offset, payload)
-            if self.tables is not None and incoming.next_offset == self.store.layout.size:
+            # Of what the engine is about to refuse, rows were passed over too; that is not what is wrong with it.
+            if self.tables is not None and incoming.next_offset == self.store.layout.size and not self.engine.review(c):
                 self._arrived_rows[c.shard, c.step] = session.rows.claim(push)
         except TensorError as error:
             session.incoming, session.discarding = None, name

@@ -25,7 +25,7 @@ class Column:
         self._dtype = dtype
         self._shape = shape
         self._row_bytes = dtype.itemsize * math.prod(shape)
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory = mmap.mmap(-1, max(mmap.PAGESIZE, self._row_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.values: Array = np.empty(0, dtype)
         self._look()
 

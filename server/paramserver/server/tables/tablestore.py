@@ -82,13 +82,11 @@ class TableStore:
             keys, gradient = sum_by_key(
                 [parts[number] for parts in held if number in parts], rows.table.dim, self.dtype
             )
-            gradient *= scale
             if self._job.stop.tolerance:
                 squares += float(np.sum(np.square(gradient, dtype=np.float64)))
-            if freshness != 1.0:
-                gradient *= freshness
+            gradient *= scale * freshness
             rows.update(keys, gradient, info)
-        return math.sqrt(squares)
+        return scale * math.sqrt(squares)
 
     def contents(self) -> dict[str, Contents]:
         """Return copies of all tables, by name."""
