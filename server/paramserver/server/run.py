@@ -146,6 +146,7 @@ class Run:
                 self._take_pushes(session, message.pushes.pushes, payload)
             case "pull":
                 session.held = message.pull.held if message.pull.HasField("held") else None
+                session.rows.clear()
                 self.feed(ev.Pulled(session.name))
             case "pull_rows":
                 self._give_rows(session, message.pull_rows, payload)
@@ -193,6 +194,8 @@ class Run:
         offset = push.offset
         if offset == 0:
             session.discarding, session.incoming = None, Incoming(c)
+            if self.tables is not None:
+                session.incoming.rows = session.rows.claim(push)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
             if not (push.shared or self._is_whole(payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
@@ -210,15 +213,16 @@ class Run:
                 self._take_shared(self.store, session, incoming)
             else:
                 self._take_chunk(self.store, incoming, offset, payload)
-            # Of what the engine is about to refuse, rows were passed over too; that is not what is wrong with it.
-            if self.tables is not None and incoming.next_offset == self.store.layout.size and not self.engine.review(c):
-                self._arrived_rows[c.shard, c.step] = session.rows.claim(push)
+            is_whole = incoming.next_offset == self.store.layout.size
+            # Of what the engine is about to refuse rows were passed over, which is not what is wrong with it.
+            if is_whole and incoming.rows is not None and self.engine.review(incoming.contribution) is None:
+                self._arrived_rows[c.shard, c.step] = incoming.rows.parts(push.rows)
         except TensorError as error:
             session.incoming, session.discarding = None, name
             reason = f"push of worker {session.name}, shard {c.shard}, step {c.step}: {error}"
             self.feed(ev.Misbehaved(session.name, c.shard, c.step, reason))
             return None
-        if incoming.next_offset < self.store.layout.size:
+        if not is_whole:
             return None
         session.incoming = None
         self._arrived[c.shard, c.step] = incoming.chunks

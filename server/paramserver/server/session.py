@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paramserver.server.events import Contribution
-from paramserver.server.tables.arriving import ArrivingRows
+from paramserver.server.tables.arriving import Arriving, ArrivingRows
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -25,6 +25,8 @@ class Incoming:
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+    #: Rows of tables that came ahead of it; None if the job has no tables.
+    rows: Arriving | None = None
 
     @property
     def name(self) -> tuple[int, int, int]:
@@ -46,7 +48,7 @@ class Session:
     initial: list[memoryview] = field(default_factory=list)
     initial_layout: list[pb.Tensor] = field(default_factory=list)
     initial_tables: list[pb.Table] = field(default_factory=list)
-    #: Rows of tables that came ahead of the pushes that they belong to.
+    #: Rows of tables that came ahead of pushes which have not begun.
     rows: ArrivingRows = field(default_factory=ArrivingRows)
     #: Version that the worker holds whole, as its last pull said.
     held: int | None = None

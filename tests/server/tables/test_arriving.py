@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paramserver.server.tables import arriving
-from paramserver.server.tables.arriving import ArrivingRows
+from paramserver.server.tables.arriving import ArrivingRows, Parts
 from paramserver.wire.errors import TensorError
 from paramserver.wire.tables import Table
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -24,8 +24,8 @@ def send(rows: ArrivingRows, keys: Any, values: Any, table: int = 0, step: int =
     rows.take(message, memoryview(payload), TABLES, DTYPE)
 
 
-def push(rows: int, step: int = 3) -> pb.Push:
-    return pb.Push(shard=1, epoch=2, step=step, rows=rows)
+def claim(rows: ArrivingRows, count: int, step: int = 3) -> Parts:
+    return rows.claim(pb.Push(shard=1, epoch=2, step=step)).parts(count)
 
 
 def test_the_chunks_of_every_table_are_put_together() -> None:
@@ -33,26 +33,26 @@ def test_the_chunks_of_every_table_are_put_together() -> None:
     send(rows, [-4, 1], [[1, 2], [3, 4]])
     send(rows, [5], [[5, 6]])
     send(rows, [9], [7], table=1)
-    parts = rows.claim(push(4))
+    parts = claim(rows, 4)
     assert {number: (keys.tolist(), values.tolist()) for number, (keys, values) in parts.items()} == {
         0: ([-4, 1, 5], [[1, 2], [3, 4], [5, 6]]),
         1: ([9], [[7]]),
     }
     with pytest.raises(TensorError, match="0 rows of tables came, the push names 4"):
-        rows.claim(push(4))
+        claim(rows, 4)
 
 
 def test_rows_of_another_step_do_not_count() -> None:
     rows = ArrivingRows()
     send(rows, [1], [[1, 2]])
     with pytest.raises(TensorError, match="0 rows of tables came"):
-        rows.claim(push(1, step=4))
+        claim(rows, 1, step=4)
     send(rows, [2], [[1, 2]], step=4)
-    assert rows.claim(push(1, step=4))[0][0].tolist() == [2]
+    assert claim(rows, 1, step=4)[0][0].tolist() == [2]
 
 
 def test_a_contribution_may_have_no_rows() -> None:
-    assert ArrivingRows().claim(push(0)) == {}
+    assert claim(ArrivingRows(), 0) == {}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said_when_the_push_is_in(sent: dict[str, Any], reason:
     # What comes after a fault cannot make up for it.
     send(rows, [50], [[1, 2]])
     with pytest.raises(TensorError, match=reason):
-        rows.claim(push(2))
+        claim(rows, 2)
 
 
 def test_there_is_a_bound_on_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,4 +85,4 @@ def test_there_is_a_bound_on_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
     send(rows, [1, 2], [[1, 2], [3, 4]])
     send(rows, [3], [[1, 2]])
     with pytest.raises(TensorError, match="more than 40 bytes"):
-        rows.claim(push(3))
+        claim(rows, 3)

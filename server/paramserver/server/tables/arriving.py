@@ -31,9 +31,23 @@ class Arriving:
     #: What was wrong with it; the answer to its push says so.
     fault: str = ""
 
+    def parts(self, count: int) -> Parts:
+        """Return the rows, now that all are here; `count` is how many the push names.
+
+        Raises:
+            TensorError: if they are wrong, or not so many.
+        """
+        if self.fault:
+            raise TensorError(self.fault)
+        if self.count != count:
+            raise TensorError(f"{self.count} rows of tables came, the push names {count}")
+        return {
+            number: chunks[0] if len(chunks) == 1 else _joined(chunks) for number, chunks in sorted(self.chunks.items())
+        }
+
 
 class ArrivingRows:
-    """The rows that one worker has sent, by shard; those of a contribution that never completes go with the next."""
+    """The rows that one worker has sent, by shard; see `Run` for when they are forgotten."""
 
     def __init__(self) -> None:
         self._arriving: dict[int, Arriving] = {}
@@ -53,25 +67,16 @@ class ArrivingRows:
             arriving.fault = str(error)
             arriving.chunks.clear()
 
-    def claim(self, push: pb.Push) -> Parts:
-        """Hand out the rows that belong to a push which is whole.
-
-        Raises:
-            TensorError: if they are wrong, or not as many as it says.
-        """
-        arriving = self._arriving.get(push.shard)
+    def claim(self, push: pb.Push) -> Arriving:
+        """Hand out what belongs to a push that begins; whatever comes of the push, it is not here any more."""
+        arriving = self._arriving.pop(push.shard, None)
         if arriving is None or (arriving.epoch, arriving.step) != (push.epoch, push.step):
-            arriving = Arriving(push.epoch, push.step)
-        else:
-            del self._arriving[push.shard]
-        if arriving.fault:
-            raise TensorError(arriving.fault)
-        if arriving.count != push.rows:
-            raise TensorError(f"{arriving.count} rows of tables came, the push names {push.rows}")
-        return {
-            number: chunks[0] if len(chunks) == 1 else _joined(chunks)
-            for number, chunks in sorted(arriving.chunks.items())
-        }
+            return Arriving(push.epoch, push.step)
+        return arriving
+
+    def clear(self) -> None:
+        """Forget all of it: its computation was given up."""
+        self._arriving.clear()
 
 
 def _add(
