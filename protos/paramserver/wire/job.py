@@ -54,6 +54,14 @@ class DataSection(Section):
     shards: int = Field(default=4, ge=1, le=65536)
     batch_size: int = Field(default=256, ge=0)
     standardize: bool = False
+    #: Columns of a csv file that hold text; each cell becomes a 64-bit key.
+    hash: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _hash_fits(self) -> Self:
+        if self.hash and self.standardize:
+            raise ValueError("standardize = true cannot be had with hash: hashed columns have no mean")
+        return self
 
 
 class TrainSection(Section):
