@@ -1,4 +1,4 @@
-"""Finds the places of keys, many at once: a hash index with open addressing and linear probing.
+"""Finds the places of keys, many at once: a hash index with open addressing and triangular probing.
 
 The index holds nothing but places (4 bytes a slot); the keys themselves lie in the table's own column. All keys of a
 batch are looked for at once, so that numpy's loops do the work; a compiled loop over the keys was no faster, since
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from paramserver.wire.layout import Array
 from paramserver.wire.tables import Keys, mix
 
-#: Keys per slot at most: linear probing then looks at 2.2 slots for a key that is there and 6 for one that is not.
-MAX_LOAD = 0.7
+#: Keys per slot at most. Every round of probing costs numpy calls, however few keys are left for it; at this load a
+#: batch of thousands needs about a dozen.
+MAX_LOAD = 0.5
 #: Places are int32.
 MAX_ROWS = 2**31 - 1
 
@@ -29,7 +30,10 @@ Places = NDArray[np.int64]
 
 
 class KeyIndex:
-    """From keys to places 0, 1, 2, … in a column of keys, which the owner keeps and hands in with every call."""
+    """From keys to places 0, 1, 2, … in a column of keys, which the owner keeps and hands in with every call.
+
+    The column has room for one key at least; what stands beyond the keys that were added means nothing.
+    """
 
     def __init__(self) -> None:
         self._slots = np.full(_SMALLEST, _EMPTY, np.int32)
@@ -46,16 +50,16 @@ class KeyIndex:
         slots, mask = self._slots, self._slots.size - 1
         slot = self._home(keys)
         found = slots[slot].astype(np.int64)
-        # Where a slot holds another key the next one is looked at; fewer and fewer keys are left.
-        left = np.flatnonzero(found >= 0)
-        left = left[column[found[left]] != keys[left]]
+        # Where a slot holds another key one further on is looked at; fewer and fewer keys are left.
+        left = np.flatnonzero((found >= 0) & (column.take(found, mode="clip") != keys))
         slot = slot[left]
+        step = 0
         while left.size:
-            slot = (slot + 1) & mask
+            step += 1
+            slot = (slot + step) & mask
             place = slots[slot].astype(np.int64)
             found[left] = place
-            wrong = place >= 0
-            wrong[wrong] = column[place[wrong]] != keys[left[wrong]]
+            wrong = np.flatnonzero((place >= 0) & (column.take(place, mode="clip") != keys[left]))
             left, slot = left[wrong], slot[wrong]
         return found
 
@@ -81,12 +85,14 @@ class KeyIndex:
         for first in range(start, stop, _BLOCK):
             places = np.arange(first, min(first + _BLOCK, stop), dtype=np.int32)
             slot = self._home(column[places])
+            step = 0
             while places.size:
+                step += 1
                 free = slots[slot] == _EMPTY
                 slots[slot[free]] = places[free]
                 # Of several that wanted one slot the last has it; the others and those that found it taken go on.
                 lost = slots[slot] != places
-                places, slot = places[lost], (slot[lost] + 1) & mask
+                places, slot = places[lost], (slot[lost] + step) & mask
 
     def _home(self, keys: Keys) -> Places:
         """Return the slot at which the search for each key begins; there is a power of two of them."""

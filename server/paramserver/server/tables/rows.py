@@ -95,7 +95,7 @@ class Rows:
     def read(self, keys: Keys) -> Array:
         """Return the rows of these keys, shape (n, dim), as they are now."""
         places = self._index.find(self._keys.values, keys)
-        rows = self._rows.values.take(places, axis=0, mode="clip")
+        rows = self._rows.take(places)
         absent = np.flatnonzero(places < 0)
         if absent.size:
             rows[absent] = self._initial(keys[absent])
@@ -108,17 +108,16 @@ class Rows:
         """
         places = self._places(keys)
         dim = self.table.dim
-        rows, states = self._rows.values, [column.values for column in self._state]
         for start in range(0, keys.size, self._block):
             chosen = places[start : start + self._block]
-            block = rows.take(chosen, axis=0, mode="clip")
-            state = [column.take(chosen, axis=0, mode="clip") for column in states]
+            block = self._rows.take(chosen)
+            state = [column.take(chosen) for column in self._state]
             theta, flat = block.reshape(-1), self._state_type(*(values.reshape(-1) for values in state))
             gradients = gradient[start : start + chosen.size].reshape(-1)
             self._optimizer.update(theta, gradients, flat, info, theta, flat, self._scratch[:, : chosen.size * dim])
-            rows[chosen] = block
-            for column, values in zip(states, state, strict=True):
-                column[chosen] = values
+            self._rows.put(chosen, block)
+            for column, values in zip(self._state, state, strict=True):
+                column.put(chosen, values)
         if self._touched is not None:
             self._touched.values[places] = info.number
             self._forget(info.number)
