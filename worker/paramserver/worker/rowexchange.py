@@ -5,6 +5,7 @@ Rows always travel in messages, also where the dense parameters lie in shared me
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ class RowExchange:
         self._dtype = dtype
         self._chunk_bytes = chunk_bytes
         self._aside = aside
+        self._number = 0
 
     async def pull(self, assignment: pb.Assignment, wanted: Mapping[str, Wanted]) -> dict[str, Array]:
         """Return the rows of the wanted keys, by table, shape (n, dim).
@@ -91,16 +93,21 @@ class RowExchange:
             ProtocolError: if it breaks the contract.
         """
         rows = {name: np.empty((wanted[name].keys.size, t.dim), self._dtype) for name, t in self._tables.items()}
-        asked: list[tuple[int, Array]] = []
-        for number, (name, table) in enumerate(self._tables.items()):
+        asked: deque[tuple[int, Array]] = deque()
+        for position, (name, table) in enumerate(self._tables.items()):
             for start, stop in self._cut(wanted[name].keys.size, max(8, self._row_bytes(table))):
                 if len(asked) == MAX_ASKED:
                     await self._receive(assignment, asked)
+                self._number += 1
                 message = pb.PullRows(
-                    shard=assignment.shard, epoch=assignment.epoch, step=assignment.step, table=number
+                    shard=assignment.shard,
+                    epoch=assignment.epoch,
+                    step=assignment.step,
+                    table=position,
+                    number=self._number,
                 )
                 await self._stream.send(pb.WorkerMessage(pull_rows=message), wanted[name].keys[start:stop])
-                asked.append((number, rows[name][start:stop]))
+                asked.append((self._number, rows[name][start:stop]))
         while asked:
             await self._receive(assignment, asked)
         return rows
@@ -108,44 +115,49 @@ class RowExchange:
     async def push(self, assignment: pb.Assignment, wanted: Mapping[str, Wanted], sums: Mapping[str, Array]) -> int:
         """Send the rows that belong to the push that follows, and return how many those are."""
         count = 0
-        for number, (name, table) in enumerate(self._tables.items()):
+        for position, (name, table) in enumerate(self._tables.items()):
             keys, values = wanted[name].keys, sums[name]
             for start, stop in self._cut(keys.size, 8 + self._row_bytes(table)):
                 message = pb.PushRows(
                     shard=assignment.shard,
                     epoch=assignment.epoch,
                     step=assignment.step,
-                    table=number,
+                    table=position,
                     count=stop - start,
+                    offset=start,
                 )
                 parts = (keys[start:stop].view(np.uint8), values[start:stop].reshape(-1).view(np.uint8))
                 await self._stream.send(pb.WorkerMessage(push_rows=message), np.concatenate(parts))
                 count += stop - start
         return count
 
-    async def _receive(self, assignment: pb.Assignment, asked: list[tuple[int, Array]]) -> None:
+    async def _receive(self, assignment: pb.Assignment, asked: deque[tuple[int, Array]]) -> None:
         """Take in the answer to what was asked first."""
-        name = (assignment.shard, assignment.step)
+        number, place = asked.popleft()
         while True:
             received = await self._stream.receive()
             if received is None:
                 raise WorkGivenUp(asks_again=False)
             message, payload = received
             kind = message.WhichOneof("kind")
-            if kind == "rows":
+            if kind == "rows" and message.rows.number >= number:
                 break
+            if kind in ("rows", "work"):
+                # What came twice: nothing new is sent before what is assigned is done.
+                continue
             await self._aside(message, payload)
             if kind in ("job", "ended"):
                 raise WorkGivenUp(asks_again=False)
-            if kind == "refusal" and (message.refusal.shard, message.refusal.step) == name:
+            if kind == "refusal" and (message.refusal.shard, message.refusal.step) == (
+                assignment.shard,
+                assignment.step,
+            ):
                 # So are the others that were asked for under this name, before the next work comes.
                 raise WorkGivenUp(asks_again=True)
-        number, place = asked.pop(0)
-        rows = message.rows
-        if (rows.shard, rows.step, rows.table) != (*name, number) or payload.nbytes != place.nbytes:
+        if message.rows.number > number or payload.nbytes != place.nbytes:
             raise ProtocolError(
-                f"{payload.nbytes} bytes of table {rows.table} came for shard {rows.shard}, step {rows.step};"
-                f" {place.nbytes} of table {number} for shard {name[0]}, step {name[1]} were asked for"
+                f"{payload.nbytes} bytes of rows came with number {message.rows.number};"
+                f" {place.nbytes} with number {number} were asked for"
             )
         place[:] = np.frombuffer(payload, self._dtype).reshape(place.shape)
 

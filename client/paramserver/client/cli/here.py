@@ -101,9 +101,12 @@ def chaos(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of both runs. [default: runs/<timestamp>-<task>]")
     ] = None,
+    transport: Annotated[
+        str, typer.Option(metavar="auto|stream|mixed", help="Of the workers; mixed: they take turns.")
+    ] = "mixed",
     as_json: AsJson = False,
 ) -> None:
-    """Train a job twice, once under random kill -9 of server and workers, and compare the bits."""
+    """Train a job twice, once under random kill -9, freezes and faulty messages, and compare the bits."""
     from paramserver.client import rundirectory
     from paramserver.client.chaos import torment
 
@@ -119,6 +122,7 @@ def chaos(
             job_file.parent,
             progress,
             narrate=lambda act: print(f"chaos: {act}", file=sys.stderr),
+            transport=transport,
         )
     if as_json:
         print_json(found.summary())

@@ -29,7 +29,7 @@ class Arriving:
     count: int = 0
     nbytes: int = 0
     #: What was wrong with it; the answer to its push says so.
-    fault: str = ""
+    fault: TensorError | None = None
 
     def parts(self, count: int) -> Parts:
         """Return the rows, now that all are here; `count` is how many the push names.
@@ -37,13 +37,11 @@ class Arriving:
         Raises:
             TensorError: if they are wrong, or not so many.
         """
-        if self.fault:
-            raise TensorError(self.fault)
+        if self.fault is not None:
+            raise self.fault
         if self.count != count:
             raise TensorError(f"{self.count} rows of tables came, the push names {count}")
-        return {
-            number: chunks[0] if len(chunks) == 1 else _joined(chunks) for number, chunks in sorted(self.chunks.items())
-        }
+        return {number: _joined(chunks) for number, chunks in sorted(self.chunks.items()) if chunks}
 
 
 class ArrivingRows:
@@ -59,12 +57,12 @@ class ArrivingRows:
         arriving = self._arriving.get(push.shard)
         if arriving is None or (arriving.epoch, arriving.step) != (push.epoch, push.step):
             arriving = self._arriving[push.shard] = Arriving(push.epoch, push.step)
-        if arriving.fault:
+        if arriving.fault is not None:
             return
         try:
             _add(arriving, push, payload, tables, dtype)
         except TensorError as error:
-            arriving.fault = str(error)
+            arriving.fault = error
             arriving.chunks.clear()
 
     def claim(self, push: pb.Push) -> Arriving:
@@ -84,7 +82,12 @@ def _add(
 ) -> None:
     if push.table >= len(tables):
         raise TensorError(f"table {push.table} does not exist; the job has {len(tables)}")
-    table = tables[push.table]
+    table, chunks = tables[push.table], arriving.chunks.setdefault(push.table, [])
+    held = sum(keys.size for keys, _ in chunks)
+    if push.offset < held:
+        return
+    if push.offset > held:
+        raise TensorError(f"rows of table {push.table} came with offset {push.offset}, {held} is expected")
     expected = push.count * (8 + table.dim * dtype.itemsize)
     if payload.nbytes != expected:
         raise TensorError(f"{payload.nbytes} bytes came for {push.count} rows of table {push.table}, not {expected}")
@@ -92,18 +95,20 @@ def _add(
     if arriving.nbytes > MAX_BYTES:
         raise TensorError(f"the rows of a contribution take more than {MAX_BYTES} bytes")
     keys = read_keys(payload, push.count)
-    chunks = arriving.chunks.setdefault(push.table, [])
     if chunks and keys[0] <= chunks[-1][0][-1]:
         raise TensorError(f"key {keys[0]} follows {chunks[-1][0][-1]}; keys must rise strictly")
     values = np.frombuffer(payload, dtype, offset=8 * push.count).reshape(push.count, table.dim)
     if not is_finite(values):
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise TensorError(
-            f"table {push.table} holds {values[row, column]} in column {column} of the row of key {keys[row]}"
+            f"table {push.table} holds {values[row, column]} in column {column} of the row of key {keys[row]}",
+            "not_finite",
         )
     chunks.append((keys, values))
     arriving.count += push.count
 
 
 def _joined(chunks: list[tuple[Keys, Array]]) -> tuple[Keys, Array]:
+    if len(chunks) == 1:
+        return chunks[0]
     return np.concatenate([keys for keys, _ in chunks]), np.concatenate([values for _, values in chunks])

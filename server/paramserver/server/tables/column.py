@@ -27,6 +27,8 @@ class Column:
         self._row_bytes = dtype.itemsize * math.prod(shape)
         self._memory = mmap.mmap(-1, max(mmap.PAGESIZE, self._row_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.values: Array = np.empty(0, dtype)
+        #: The same rows as opaque cells.
+        self._cells = self.values
         self._look()
 
     def reserve(self, rows: int) -> None:
@@ -62,4 +64,4 @@ class Column:
         rows = len(self._memory) // self._row_bytes
         flat = np.frombuffer(self._memory, self._dtype, rows * math.prod(self._shape))
         self.values = flat.reshape(rows, *self._shape)
-        self._cells: Array = flat.reshape(rows, -1).view(np.dtype((np.void, self._row_bytes)))[:, 0]
+        self._cells = flat.reshape(rows, -1).view(np.dtype((np.void, self._row_bytes)))[:, 0]
