@@ -204,7 +204,7 @@ def test_time_goes_on_where_it_stopped_and_pinned_shards_wait_for_their_worker()
     assert again.now - again.engine.train_started == elapsed
     again.feed(ev.Joined("b"))
     assert [shard.holder for shard in again.engine.shards] == ["b", None, "b"]
-    again.now = again.engine.train_started + 999.9
+    again.now = again.engine.train_started + 990
     again.feed(ev.Tick())
     assert again.engine.phase == "train"
     again.now = again.engine.train_started + 1000

@@ -106,6 +106,7 @@ def test_names_must_differ_from_each_other_and_from_tensors() -> None:
         ("train", {"delay_compensation": 0.1, "mode": "async"}, "train.delay_compensation"),
         ("train", {"refuse_norm": 1.0}, "train.refuse_norm"),
         ("wire", {"push": "topk"}, "wire.push"),
+        ("server", {"durability": "log"}, "server.durability"),
         ("optimizer", {"clip_norm": 1.0}, "optimizer.clip_norm"),
         ("optimizer", {"name": "lamb"}, "optimizer.name"),
     ],

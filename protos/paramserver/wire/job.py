@@ -239,9 +239,12 @@ class ServerSection(Section):
     """How the server holds the job."""
 
     partitions: Literal[1] = 1
-    #: snapshot: θ and all that belongs to it outlive the server, if it was given a state directory.
-    durability: Literal["none", "snapshot"] = "snapshot"
+    #: What outlives the server, if it was given a state directory. snapshot: θ as of the last one, and all that
+    #: belongs to it. log: in async and ssp also every contribution that was acknowledged since.
+    durability: Literal["none", "snapshot", "log"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
+    #: The hash of θ is written down every so many versions; 0: with snapshots only.
+    hash_every: int = Field(default=0, ge=0)
     lease_s: float = Field(default=10.0, ge=0.1)
     #: Computing for less than this is never too long.
     stuck_s: float = Field(default=60.0, ge=0.1)
@@ -326,6 +329,11 @@ class Job(Section):
                 raise ValueError(
                     f"wire.{key} = {value!r} needs server.partitions = 1, found {self.server.partitions}; use 'full'"
                 )
+        if self.server.durability == "log" and self.wire.keeps_back:
+            raise ValueError(
+                f"server.durability = 'log' needs a wire.push that keeps nothing back, found {self.wire.push!r}:"
+                " such a job takes back what it has counted when a shard changes hands; use 'snapshot'"
+            )
         if self.wire.momentum and self.optimizer.momentum:
             raise ValueError(
                 f"wire.momentum = {self.wire.momentum} takes the place of optimizer.momentum ="

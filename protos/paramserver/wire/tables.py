@@ -83,6 +83,7 @@ def check_job(job: Job) -> None:
         f"train.aggregate = {train.aggregate!r}: 'mean' is expected": train.aggregate != "mean",
         f"train.clip_contribution = {train.clip_contribution:g}": train.clip_contribution > 0,
         f"train.refuse_norm = {train.refuse_norm:g}": train.refuse_norm > 0,
+        f"server.durability = {job.server.durability!r}": job.server.durability == "log",
         f"wire.push = {job.wire.push!r}, which keeps something back": job.wire.keeps_back,
         f"train.delay_compensation = {train.delay_compensation:g}": train.delay_compensation > 0,
         f"optimizer.clip_norm = {optimizer.clip_norm:g}": optimizer.clip_norm > 0,

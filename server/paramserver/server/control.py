@@ -60,6 +60,8 @@ class ControlService(rpc.ControlServicer):
                 await self._shell.settled()
             changed = self._shell.changed
             points = run.history.after(step)
+            if run.log is not None and not ended:
+                points = [point for point in points if point.version <= run.log.safe]
             if points:
                 step = points[-1].step
             yield pb.WatchReply(status=describe(self._shell), points=points)
@@ -81,6 +83,11 @@ class ControlService(rpc.ControlServicer):
             return
         # θ moves on while its chunks travel, so they are cut from a copy.
         theta, version = store.theta.tobytes(), store.version
+        try:
+            await self._shell.caught_up()
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+            return
         layout = pb.Layout(tensors=store.layout.to_proto())
         contents = {} if run.tables is None else run.tables.contents()
         if run.tables is not None:

@@ -161,6 +161,8 @@ class Engine:
                     self._push(contribution, effects, now)
                 if pull:
                     self._pull(worker, now)
+            case ev.Replayed(contribution):
+                self._count(contribution, effects, now)
             case ev.Misbehaved():
                 self._seen(event.worker, now)
                 self._misbehave(event, effects, now)
@@ -340,7 +342,7 @@ class Engine:
         state.busy = False
         state.rows = event.rows
         if all(shard.rows for shard in self.shards):
-            self.total_steps = _total_steps(self._job, [shard.rows for shard in self.shards])
+            self.total_steps = total_steps(self._job, [shard.rows for shard in self.shards])
             self._begin("initialise")
             effects.append(ev.CombineSurveys())
 
@@ -367,9 +369,12 @@ class Engine:
         if refusal is not None:
             self._refuse(refusal, effects, now)
             return
-        worker, shard = self.workers[c.worker], self.shards[c.shard]
         effects.append(ev.Keep(c.shard, c.step))
-        worker.pushes += 1
+        self.workers[c.worker].pushes += 1
+        self._count(c, effects, now)
+
+    def _count(self, c: Contribution, effects: list[Effect], now: float) -> None:
+        shard = self.shards[c.shard]
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1
         self.samples += c.samples
@@ -427,6 +432,13 @@ class Engine:
 
     def _take_back(self, state: EngineState, effects: list[Effect]) -> None:
         """Go on from an earlier state of this job; leases stay, but what is being computed will not count."""
+        for number, (shard, clock) in enumerate(zip(self.shards, self.clocks, strict=True)):
+            if shard.holder is not None and clock > state.shards[number].clock:
+                # So that its holder computes the step once more when it is told to.
+                reason = (
+                    f"step {clock - 1} of shard {number} is taken back: the job goes back to version {state.version}"
+                )
+                effects.append(ev.Refuse(shard.holder, number, clock - 1, Code.STALE, reason))
         self._round.clear()
         self._adopt(state)
         for shard in self.shards:
@@ -578,7 +590,7 @@ class Engine:
         return Assignment(kind, shard, self.shards[shard].epoch, self.clocks[shard])
 
 
-def _total_steps(job: Job, rows: list[int]) -> int:
+def total_steps(job: Job, rows: list[int]) -> int:
     """Return the steps of every shard: a step is `local_steps` batches, an epoch as many as the largest shard has."""
     if job.train.steps is not None:
         return job.train.steps

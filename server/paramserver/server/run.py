@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -12,13 +13,15 @@ from paramserver.server import events as ev
 from paramserver.server.engine import Engine
 from paramserver.server.history import History
 from paramserver.server.optimizers.norms import block_squares, norm
-from paramserver.server.session import Incoming, Session
-from paramserver.server.snapshot import Parameters, Snapshot
+from paramserver.server.provenance import Provenance
+from paramserver.server.session import Gate, Incoming, Session
+from paramserver.server.snapshot import Parameters, Snapshot, named
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.tablestore import TableStore
 from paramserver.server.waypoints import Waypoints
-from paramserver.wire.errors import JobError, ParamserverError, ProtocolError, TensorError
+from paramserver.wire.errors import JobError, ParamserverError, ProtocolError, StateError, TensorError
+from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout, is_finite, read_values
@@ -46,6 +49,16 @@ _KINDS = {
     ev.Kind.SURVEY: pb.Assignment.SURVEY,
     ev.Kind.INITIAL: pb.Assignment.INITIAL,
 }
+
+
+class ContributionLog(Gate, Protocol):
+    """Keeps contributions on the disk; it holds back what is said of them until they are there."""
+
+    #: Versions of θ up to this one survive the process.
+    safe: int
+
+    def append(self, applied: ev.Apply, elapsed_s: float, store: Store) -> None:
+        """Take the contributions that `applied` names, before they are applied."""
 
 
 class Run:
@@ -78,6 +91,12 @@ class Run:
         self._arrived_rows: dict[tuple[int, int], Parts] = {}
         self._sessions = sessions
         self._clock = clock
+        #: The time of the event that is being handled.
+        self._now = clock()
+        #: Where contributions go before anybody is told that they count, if the job asks for it.
+        self.log: ContributionLog | None = None
+        #: Where it is written down which contributions made which version, if anywhere.
+        self.provenance: Provenance | None = None
         #: None where contributions keep nothing back.
         self._waypoints = Waypoints(job.wire) if job.wire.keeps_back else None
 
@@ -129,7 +148,8 @@ class Run:
         """
         try:
             follow_up = None
-            for effect in self.engine.handle(event, self._clock()):
+            self._now = self._clock()
+            for effect in self.engine.handle(event, self._now):
                 # If there are two, the last goes back behind the update that the other one tells of.
                 follow_up = self._carry_out(effect) or follow_up
             if follow_up is not None:
@@ -141,6 +161,19 @@ class Run:
             reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
             for effect in self.engine.handle(ev.Broken(reason), self._clock()):
                 self._carry_out(effect)
+
+    def replay(self, contribution: ev.Contribution, values: bytes | memoryview) -> None:
+        """Count a contribution of the log once more; `values` are those of `Store.contribution`.
+
+        Raises:
+            StateError: if it is not one of this job.
+        """
+        if self.store is None or not 0 <= contribution.shard < len(self.engine.shards):
+            raise StateError(f"the log holds a contribution of shard {contribution.shard}, which has no place here")
+        if len(values) % self.store.layout.dtype.itemsize:
+            raise StateError(f"the log holds a contribution of {len(values)} bytes, not whole values")
+        self.store.replay(contribution.shard, np.frombuffer(values, self.store.layout.dtype))
+        self.feed(ev.Replayed(contribution))
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
@@ -155,6 +188,7 @@ class Run:
     def welcome(self, session: Session) -> None:
         """Bring a worker into the job."""
         session.start_job()
+        session.gate = self.log
         started = pb.JobStarted(
             job_id=self.job_id,
             job_json=self.job.to_json(),
@@ -331,6 +365,9 @@ class Run:
         if shard not in session.slots:
             raise TensorError(f"the contribution lies in a slot for shard {shard}, but none was offered")
         contribution = session.slots[shard].values
+        if self.log is not None:
+            # Its worker could change it before it is on the disk.
+            contribution = contribution.copy()
         offset = store.update.first_not_finite(contribution)
         if offset is not None:
             raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]), "not_finite")
@@ -406,10 +443,15 @@ class Run:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
             case ev.Apply(version, step, contributions):
                 assert self.store is not None
+                if self.log is not None:
+                    self.log.append(effect, self._now - self.engine.train_started, self.store)
                 norm = self.store.apply(version, step, contributions)
                 if self.tables is not None:
                     norm_of_rows = self.tables.apply(version, step, contributions)
                     norm = None if norm is None else math.hypot(norm, norm_of_rows)
+                if self.provenance is not None and self.provenance.applied(effect):
+                    tables = {} if self.tables is None else self.tables.contents()
+                    self.provenance.hashed(version, theta_sha256(named(self.store.layout, self.store.theta, tables)))
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():
                 self._grant(effect)
@@ -468,7 +510,8 @@ class Run:
             if self.tables is not None:
                 layout.tables.extend(tables_to_proto(self.tables.tables))
             session.send(encode(pb.ServerMessage(layout=layout)))
-        is_held = session.shares_memory or session.held == self.store.version
+        sees = session.shares_memory and self.store.shares_theta
+        is_held = sees or session.held == self.store.version
         messages = self.store.answer(message, is_held)
         if not is_held:
             if session.is_full:
@@ -499,14 +542,14 @@ class Run:
             self._waypoints.forget()
         if self.store is None:
             return
-        moved = self.store.moves
+        before = self.store.moves, self.store.shares_theta
         self.store.restage(self.job)
         if self.tables is not None:
             self.tables.restage(self.job)
         for session in self._sessions.values():
             # How a worker may read θ in shared memory is part of the layout.
-            if session.shares_memory and self.store.moves != moved:
-                session.knows_layout = False
+            if session.shares_memory and (self.store.moves, self.store.shares_theta) != before:
+                session.knows_layout, session.held = False, None
             _pass_over(session)
 
     def _combine_surveys(self) -> None:

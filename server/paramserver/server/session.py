@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from paramserver.server.events import Contribution
 from paramserver.server.tables.arriving import Arriving, ArrivingRows
@@ -18,6 +19,13 @@ MAX_WAITING = 64
 
 #: Parameters that may wait for a worker, which asks for them one by one; each is as large as θ.
 MAX_PARAMETERS_WAITING = 4
+
+
+class Gate(Protocol):
+    """Decides when something may be said."""
+
+    def keeps(self, session: Session, messages: tuple[bytes, ...]) -> bool:
+        """Take the messages to deliver them later; False if they may go now."""
 
 
 @dataclass(slots=True)
@@ -69,6 +77,8 @@ class Session:
     #: What the writer waits for while there is nothing to send.
     _waiting: asyncio.Future[None] | None = None
     closed: bool = False
+    #: Takes what may not be said yet and delivers it later; None if everything may be said at once.
+    gate: Gate | None = None
     #: Ends the stream whether or not its worker reads.
     cut: Callable[[], object] = lambda: None
 
@@ -88,7 +98,12 @@ class Session:
         return len(self._outbox) >= MAX_PARAMETERS_WAITING
 
     def send(self, *messages: bytes) -> None:
-        """Queue an answer of encoded messages; never waits."""
+        """Queue an answer of encoded messages, or leave it with the gate; never waits."""
+        if self.gate is None or not self.gate.keeps(self, messages):
+            self.deliver(messages)
+
+    def deliver(self, messages: Sequence[bytes]) -> None:
+        """Queue an answer that the gate, if there is one, has let through."""
         if len(self._outbox) >= MAX_WAITING:
             self.give_up()
         if not self.closed:

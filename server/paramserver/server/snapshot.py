@@ -41,13 +41,6 @@ class Parameters:
     #: By name, in the order of the layout.
     tables: Mapping[str, Contents] = field(default_factory=dict)
 
-    def named(self) -> dict[str, Array]:
-        """Return all of θ by tensor name; a table is two tensors, its keys in order and their rows."""
-        named = self.layout.views(self.theta)
-        for name, contents in self.tables.items():
-            named |= dict(zip(tensor_names(name), contents.in_order(), strict=True))
-        return named
-
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -75,7 +68,8 @@ class Snapshot:
     @property
     def theta_sha256(self) -> str:
         """The hash that names the bits of θ; empty if there is no θ. Computed anew each time."""
-        return "" if self.parameters is None else theta_sha256(self.parameters.named())
+        p = self.parameters
+        return "" if p is None else theta_sha256(named(p.layout, p.theta, p.tables))
 
     def pieces(self, theta_hash: str) -> Iterator[memoryview]:
         """Yield the bytes of the file, without copying an array; `theta_hash` is the snapshot's `theta_sha256`."""
@@ -128,6 +122,14 @@ class Snapshot:
             "tables": {} if p is None else {n: [c.table.dim, c.table.scale] for n, c in p.tables.items()},
             "census": None if census is None else [census.rows, census.features, census.classes],
         }
+
+
+def named(layout: Layout, theta: Array, tables: Mapping[str, Contents]) -> dict[str, Array]:
+    """Return all of θ by tensor name; a table is two tensors, its keys in order and their rows."""
+    tensors = layout.views(theta)
+    for name, contents in tables.items():
+        tensors |= dict(zip(tensor_names(name), contents.in_order(), strict=True))
+    return tensors
 
 
 def parse(data: memoryview) -> Snapshot:

@@ -115,12 +115,16 @@ class Replica:
                 raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
             self._decode(payload, offset, count)
 
-    def settle(self) -> None:
-        """Make the views show one whole version, after `take` or from the server's memory."""
+    def settle(self, version: int) -> int:
+        """Make the views show one whole version, after `take` or from the server's memory; return which.
+
+        `version` is the one that was granted; memory may hold a newer one by now.
+        """
         if self._shared is not None:
-            self._shared.copy_whole(self._flat)
+            version = self._shared.copy_whole(self._flat)
             if self._codec is not None:
                 self._round(self._codec)
+        return version
 
     def _round(self, codec: Codec) -> None:
         """Leave of θ what would have come in messages."""
@@ -348,7 +352,10 @@ class Trainer:
         if work.HasField("heartbeat_s"):
             self._beat_every(work.heartbeat_s)
         if replica is not None:
-            replica.settle()
+            version = replica.settle(work.version)
+            if not self._job.wire.keeps_back:
+                # Elsewhere θ may go back, and then its changes do not count versions.
+                work.version = version
         repeated = [a for a in work.assignments if self._pushed.get(a.shard) == (a.epoch, a.step)]
         if repeated:
             # Computed again it would overwrite what the server may be reading.

@@ -104,6 +104,7 @@ def chaos(
     transport: Annotated[
         str, typer.Option(metavar="auto|stream|mixed", help="Of the workers; mixed: they take turns.")
     ] = "mixed",
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="sync, async or ssp, in place of the job's.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a job twice, once under random kill -9, freezes and faulty messages, and compare the bits."""
@@ -111,6 +112,10 @@ def chaos(
     from paramserver.client.chaos import torment
 
     job = Job.from_toml(job_file)
+    if mode is not None:
+        tables = job.model_dump()
+        tables["train"]["mode"] = mode
+        job = Job.from_dict(tables, origin=str(job_file))
     directory = run or rundirectory.fresh_path(job)
     with shown() as progress:
         found = torment(

@@ -48,8 +48,11 @@ class Sign:
             raise TensorError(f"a scale is {scales[~(scales >= 0)][0]}; it must be 0 or more")
         if out.size % 8 and packed[-1] >> out.size % 8:
             raise TensorError("there are bits behind the last value")
-        bits = np.unpackbits(packed, count=out.size, bitorder="little").view(np.bool_)
-        for bucket, scale in enumerate(scales):
-            part = slice(bucket * BUCKET, (bucket + 1) * BUCKET)
-            out[part] = np.where(bits[part], scale, -scale)
+        signs = np.unpackbits(packed, count=out.size, bitorder="little").view(np.int8)
+        signs += signs
+        signs -= 1
+        whole = out.size - out.size % BUCKET
+        rows = out[:whole].reshape(-1, BUCKET)
+        np.multiply(signs[:whole].reshape(rows.shape), scales[: len(rows), None], out=rows)
+        np.multiply(signs[whole:], scales[-1], out=out[whole:])
         return bool(np.isfinite(scales).all())
