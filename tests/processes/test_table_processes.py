@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 
 from paramserver.client import Client, Job, JobError, train
 from paramserver.wire.fingerprint import theta_sha256
+from paramserver.worker import Worker
+from paramserver.worker.tasks.sparse import FactorizationMachine
 from processes.cluster import Cluster, Control
 
 #: Steps take long enough for a test to act in the middle of a run.
@@ -92,11 +94,11 @@ def test_kill_anything_and_get_the_same_rows_over_either_transport(cluster: Clus
         assert set(client.evaluate(cluster.folder)) == {"test_accuracy"}
 
 
-def test_tables_are_exported_as_keys_and_rows(cluster: Cluster) -> None:
+def test_tables_are_exported_as_keys_and_rows_and_a_loop_of_ones_own_makes_the_same(cluster: Cluster) -> None:
     job = make_job(cluster.folder, table_max_rows=0)
     job["train"]["steps"] = 20
     control = cluster.server()
-    cluster.worker(control, "w")
+    worker = cluster.worker(control, "w")
     control.train(job)
     out = cluster.folder / "theta.safetensors"
     command = [sys.executable, "-m", "paramserver.client.cli", "export"]
@@ -120,6 +122,14 @@ def test_tables_are_exported_as_keys_and_rows(cluster: Cluster) -> None:
     assert len(tensors["v.keys"]) == len(tensors["v.rows"]) > 50
     assert (np.diff(tensors["v.keys"]) > 0).all()
     assert json.loads(done.stdout)["theta_sha256"] == theta_sha256(tensors)
+    kill(worker)
+    model = FactorizationMachine(rank=3)
+    with Worker(control.address, base=cluster.folder) as own:
+        control.submit(job)
+        for step in own.steps():
+            loss, gradient = model.loss_and_grad(step.theta, step.batch)
+            step.push(gradient, loss=loss, samples=step.batch.n)
+    assert theta_sha256(theta(control)) == theta_sha256(tensors)
 
 
 def test_what_tables_cannot_have_is_refused_before_anything_starts(tmp_path: Path) -> None:
