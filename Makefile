@@ -35,6 +35,7 @@ simulate: $(READY) ## simulate training under faults: SEEDS=10000, or SEED=7 wit
 bench: $(READY) ## measure rounds and updates (about ten minutes on an idle machine)
 	$(BIN)/python benchmarks/rounds.py --write
 	$(BIN)/python benchmarks/apply.py
+	$(BIN)/python benchmarks/tables.py
 
 # The bits four times fifty kills over one transport or both at once; in async mode every step is counted.
 kills: $(READY) ## 200 kill -9 of servers and workers over both transports, with freezes and faulty messages

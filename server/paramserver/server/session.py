@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from paramserver.server.events import Contribution
+from paramserver.server.tables.arriving import Arriving, ArrivingRows
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -38,6 +39,8 @@ class Incoming:
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+    #: Rows of tables that came ahead of it; None if the job has no tables.
+    rows: Arriving | None = None
 
     @property
     def name(self) -> tuple[int, int, int]:
@@ -58,6 +61,9 @@ class Session:
     #: Initial parameters in progress.
     initial: list[memoryview] = field(default_factory=list)
     initial_layout: list[pb.Tensor] = field(default_factory=list)
+    initial_tables: list[pb.Table] = field(default_factory=list)
+    #: Rows of tables that came ahead of pushes which have not begun.
+    rows: ArrivingRows = field(default_factory=ArrivingRows)
     #: Version that the worker holds whole, as its last pull said.
     held: int | None = None
     #: The worker has proved that it can map this process's memory.
@@ -139,7 +145,8 @@ class Session:
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""
         self.incoming = self.discarding = self.held = None
-        self.initial, self.initial_layout = [], []
+        self.initial, self.initial_layout, self.initial_tables = [], [], []
+        self.rows = ArrivingRows()
         self.slots = {}
         self.knows_census = self.knows_layout = False
         self.has_begun, self.has_worked = not self.has_worked, True
