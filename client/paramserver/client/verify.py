@@ -115,6 +115,8 @@ class _Again:
         self._job = origins.job
         self._start = start
         self._learner = Learner(origins.job, base)
+        if self._learner.tables:
+            raise RequestError("a job with tables cannot be computed again; see docs/tables.md")
         shards = range(origins.job.data.shards)
         surveys = [self._learner.survey(shard) for shard in shards]
         moments = [survey.moments for survey in surveys if survey.moments is not None]

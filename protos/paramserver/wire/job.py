@@ -54,6 +54,14 @@ class DataSection(Section):
     shards: int = Field(default=4, ge=1, le=65536)
     batch_size: int = Field(default=256, ge=0)
     standardize: bool = False
+    #: Columns of a csv file that hold text; each cell becomes a 64-bit key.
+    hash: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _hash_fits(self) -> Self:
+        if self.hash and self.standardize:
+            raise ValueError("standardize = true cannot be had with hash: hashed columns have no mean")
+        return self
 
 
 class TrainSection(Section):
@@ -244,6 +252,10 @@ class ServerSection(Section):
     absent_s: float = Field(default=3600.0, ge=0)
     #: Pushes of a worker that break the contract before it gets no more work.
     max_bad_pushes: int = Field(default=3, ge=1)
+    #: Rows that a table keeps; the longest without an update go first. 0 is no bound.
+    table_max_rows: int = Field(default=0, ge=0)
+    #: Updates of θ after which a row without one is forgotten; 0 is never.
+    table_max_age: int = Field(default=0, ge=0, le=MAX_STEPS)
 
 
 #: What each codec that keeps something back takes.

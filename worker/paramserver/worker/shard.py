@@ -14,7 +14,7 @@ from paramserver.wire.job import Job
 from paramserver.wire.moments import Moments
 from paramserver.worker.batches import Batch, BatchOrder, Features, shard_range
 from paramserver.worker.data import open_source
-from paramserver.worker.data.sparse import with_features
+from paramserver.worker.data.sparse import HASHED_FEATURES, with_features
 from paramserver.worker.moments import Standardizer, moments
 
 #: Whole numbers up to here may be class numbers; larger ones are values, such as amounts or times.
@@ -26,6 +26,7 @@ class Survey:
     """What a shard knows of its data before training; the surveys of all shards make the job's."""
 
     rows: int
+    #: 0 where column numbers are hashes.
     features: int
     #: Classes seen in this shard, see `count_classes`. The job has 0 if any shard has 0, else the maximum.
     classes: int
@@ -60,7 +61,7 @@ class Shard:
         Raises:
             DataError: if the source is missing or malformed, or has fewer rows than the job has shards.
         """
-        source = open_source(job.data.source, job.data.label, base)
+        source = open_source(job.data.source, job.data.label, base, job.data.hash)
         x, y = source.read(*shard_range(source.rows, job.data.shards, shard))
         return cls(job, shard, x, y)
 
@@ -71,7 +72,8 @@ class Shard:
             DataError: if the job standardises and a feature is not finite.
         """
         own = moments(self._x) if self._standardize else None
-        return Survey(self.rows, self.features, self._own_classes, own)
+        features = 0 if self.features == HASHED_FEATURES else self.features
+        return Survey(self.rows, features, self._own_classes, own)
 
     def prepare(self, classes: int, standardizer: Standardizer | None = None) -> None:
         """Take what the surveys of all shards gave, once, before the first batch."""
@@ -107,7 +109,7 @@ def open_test(
     name = job.data.test
     if not name:
         raise DataError("the job has no data.test to evaluate on")
-    source = open_source(name, _test_label(job), base)
+    source = open_source(name, _test_label(job), base, job.data.hash)
     x, y = source.read(0, source.rows)
     if not isinstance(x, np.ndarray):
         x = with_features(x, features)
