@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -47,9 +47,6 @@ PROTOCOL = 1
 #: which saves two thread switches.
 INLINE_S = 0.02
 
-#: Of this process, which a process id alone does not name: those of containers are all alike.
-_INSTANCE = int.from_bytes(os.urandom(8), "little") or 1
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -61,6 +58,8 @@ class Identity:
     name: str
     accepts: tuple[int, ...] = ()
     pinned: tuple[int, ...] = ()
+    #: Chosen at random, since a process id alone names nobody: those of containers are all alike.
+    instance: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"))
 
     def join(self) -> pb.Join:
         """Return the first message of a stream."""
@@ -71,7 +70,7 @@ class Identity:
             pid=os.getpid(),
             accepts=self.accepts,
             pinned=self.pinned,
-            instance=_INSTANCE,
+            instance=self.instance,
         )
 
 
