@@ -131,13 +131,16 @@ class Oracle:
         self.initialised = True
 
     def restored(self, version: int, theta: Array) -> None:
-        """Check the θ of a server that has started again."""
+        """Check a θ that a server which starts again has read or replayed."""
         if not self.survives:
             raise self._broken("a job that was not to be kept came back")
-        if version < self.promised_version:
-            raise self._broken(f"came back at version {version}, {self.promised_version} was promised to be kept")
         if version > self.version or theta.tobytes() != self._thetas[version].tobytes():
             raise self._broken(f"came back with a θ that version {version} never was")
+
+    def started(self, version: int) -> None:
+        """Go on from the version that a server has come back with."""
+        if version < self.promised_version:
+            raise self._broken(f"came back at version {version}, {self.promised_version} was promised to be kept")
         self._forget_after(version)
         self._assigned.clear()
 
