@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -52,8 +52,21 @@ class DataSection(Section):
     test: str = ""
     label: str = ""
     shards: int = Field(default=4, ge=1, le=65536)
+    #: Relative sizes of the shards; empty: as equal as can be.
+    shard_weights: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
+    #: The concentration α of the Dirichlet distribution by which rows are dealt by label; unset: rows as they stand.
+    label_skew: float | None = Field(default=None, ge=0.001, le=10**6)
     batch_size: int = Field(default=256, ge=0)
     standardize: bool = False
+
+    @model_validator(mode="after")
+    def _a_weight_for_every_shard(self) -> Self:
+        if self.shard_weights and len(self.shard_weights) != self.shards:
+            raise ValueError(
+                f"shard_weights has {len(self.shard_weights)} weights for {self.shards} shards;"
+                " give one for each, or none"
+            )
+        return self
 
 
 class TrainSection(Section):

@@ -172,6 +172,8 @@ class Engine:
                 self._misbehave(event, effects, now)
             case ev.Failed(worker, reason):
                 self._fail(worker, reason, effects, now)
+            case ev.Impossible(reason):
+                self._end("failed", reason, effects, now)
             case ev.Measured(_version, norm):
                 self._measure(norm, effects, now)
             case ev.PolicyChanged(train):

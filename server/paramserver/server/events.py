@@ -118,6 +118,12 @@ class Failed(NamedTuple):
     reason: str
 
 
+class Impossible(NamedTuple):
+    """The job cannot be done, whoever works for it."""
+
+    reason: str
+
+
 class Measured(NamedTuple):
     """The norm of the gradient that made a version, as the store computed it."""
 
@@ -151,6 +157,7 @@ Event = (
     | Pushed
     | Misbehaved
     | Failed
+    | Impossible
     | Measured
     | PolicyChanged
     | StopAsked

@@ -295,7 +295,7 @@ class Run:
             case ev.Restage(train):
                 self._restage(train)
             case ev.CombineSurveys():
-                self._combine_surveys()
+                return self._combine_surveys()
             case ev.End(status, reason):
                 ended = pb.ServerMessage(ended=pb.JobEnded(job_id=self.job_id, status=status, reason=reason))
                 for name in self._sessions:
@@ -355,19 +355,31 @@ class Run:
             if session.incoming is not None:
                 _pass_over(session, session.incoming.push)
 
-    def _combine_surveys(self) -> None:
+    def _combine_surveys(self) -> ev.Impossible | None:
         surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
-        widths = sorted({survey.features for survey, _ in surveys})
+        self._surveys.clear()
+        widths = [survey.features for survey, _ in surveys]
         all_moments = [moments for _, moments in surveys if moments is not None]
-        if all_moments and len(widths) == 1 and len(all_moments) == len(surveys):
+        if self.job.data.standardize:
+            unlike = next((shard for shard, width in enumerate(widths) if width != widths[0]), None)
+            if unlike is not None:
+                return ev.Impossible(
+                    f"DataError: data.standardize needs the same features in every shard, but shard 0 has {widths[0]}"
+                    f" and shard {unlike} has {widths[unlike]}"
+                )
+            if len(all_moments) < len(surveys):
+                missing = next(shard for shard, (_, moments) in enumerate(surveys) if moments is None)
+                return ev.Impossible(
+                    f"DataError: data.standardize needs the moments of shard {missing}, which sent none"
+                )
             self.moments = combine(all_moments)
         self.census = pb.Census(
             rows=sum(survey.rows for survey, _ in surveys),
-            features=widths[-1],
+            features=max(widths),
             # One shard without class labels means that the labels are no classes.
             classes=max(s.classes for s, _ in surveys) if all(s.classes for s, _ in surveys) else 0,
         )
-        self._surveys.clear()
+        return None
 
 
 def _pass_over(session: Session, push: pb.Push) -> None:

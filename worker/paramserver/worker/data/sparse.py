@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from paramserver.wire.errors import DataError
@@ -33,6 +35,15 @@ def with_features(x: Features, features: int) -> Features:
     if x.shape[1] > features:
         return x[:, :features]
     return type(x)((x.data, x.indices, x.indptr), shape=(x.shape[0], features))
+
+
+def stack_rows(parts: Sequence[Features]) -> Features:
+    """Return the rows of all parts, which are all dense or all csr, as one."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    from scipy.sparse import vstack
+
+    return vstack(parts, format="csr")
 
 
 def _csr_array() -> Any:
