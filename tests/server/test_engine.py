@@ -74,7 +74,7 @@ class Cluster:
                     effects += self.feed(ev.Initialised(worker, shard, epoch))
                 case Kind.GRADIENT:
                     contribution = Contribution(worker, shard, epoch, step, version, samples, loss)
-                    effects += self.feed(ev.Pushed(contribution))
+                    effects += self.feed(ev.Pushed((contribution,)))
         return effects + self.feed(ev.Pulled(worker))
 
     def to_training(self) -> None:
@@ -132,8 +132,8 @@ def test_a_sync_round_is_applied_once_whole_and_in_shard_order() -> None:
 def test_the_same_push_twice_counts_once_and_gets_the_same_answer() -> None:
     cluster = training("a", "b")
     contribution = cluster.contribution("a")
-    assert refusals(cluster.feed(ev.Pushed(contribution))) == []
-    first, second = (cluster.feed(ev.Pushed(contribution)) for _ in range(2))
+    assert refusals(cluster.feed(ev.Pushed((contribution,)))) == []
+    first, second = (cluster.feed(ev.Pushed((contribution,))) for _ in range(2))
     assert first == second
     assert refusals(first) == [Code.DUPLICATE]
     assert cluster.engine.clocks == [1, 0]
@@ -143,16 +143,16 @@ def test_the_same_push_twice_counts_once_and_gets_the_same_answer() -> None:
 def test_a_push_for_the_shard_of_another_is_refused_even_with_the_right_epoch() -> None:
     cluster = training("a", "b")
     contribution = cluster.contribution("a")._replace(worker="b")
-    assert refusals(cluster.feed(ev.Pushed(contribution))) == [Code.FENCED]
+    assert refusals(cluster.feed(ev.Pushed((contribution,)))) == [Code.FENCED]
     assert cluster.engine.clocks == [0, 0]
 
 
 def test_a_push_that_was_not_assigned_never_counts() -> None:
     cluster = training("a", "b")
     contribution = cluster.contribution("a")
-    cluster.feed(ev.Pushed(contribution))
-    assert refusals(cluster.feed(ev.Pushed(contribution._replace(step=1)))) == [Code.INVALID]
-    assert refusals(cluster.feed(ev.Pushed(contribution._replace(step=2)))) == [Code.GAP]
+    cluster.feed(ev.Pushed((contribution,)))
+    assert refusals(cluster.feed(ev.Pushed((contribution._replace(step=1),)))) == [Code.INVALID]
+    assert refusals(cluster.feed(ev.Pushed((contribution._replace(step=2),)))) == [Code.GAP]
     assert cluster.engine.clocks == [1, 0]
 
 
@@ -169,7 +169,9 @@ def test_a_push_that_was_not_assigned_never_counts() -> None:
 )
 def test_wrong_numbers_are_refused_with_the_numbers(change: dict[str, Any], said: str) -> None:
     cluster = training("a", "b")
-    (refusal,) = [e for e in cluster.feed(ev.Pushed(cluster.contribution("a", **change))) if isinstance(e, ev.Refuse)]
+    (refusal,) = [
+        e for e in cluster.feed(ev.Pushed((cluster.contribution("a", **change),))) if isinstance(e, ev.Refuse)
+    ]
     assert refusal.code is Code.INVALID
     assert said in refusal.reason
     assert cluster.engine.clocks == [0, 0]
@@ -177,8 +179,8 @@ def test_wrong_numbers_are_refused_with_the_numbers(change: dict[str, Any], said
 
 def test_with_local_steps_a_contribution_may_see_every_row_as_often() -> None:
     cluster = training("a", "b", local_steps=3)
-    assert refusals(cluster.feed(ev.Pushed(cluster.contribution("a", samples=3 * ROWS)))) == []
-    assert refusals(cluster.feed(ev.Pushed(cluster.contribution("b", samples=3 * ROWS + 1)))) == [Code.INVALID]
+    assert refusals(cluster.feed(ev.Pushed((cluster.contribution("a", samples=3 * ROWS),)))) == []
+    assert refusals(cluster.feed(ev.Pushed((cluster.contribution("b", samples=3 * ROWS + 1),)))) == [Code.INVALID]
 
 
 def test_a_silent_worker_that_speaks_again_gets_a_shard_with_the_next_push() -> None:
@@ -211,7 +213,7 @@ def test_a_silent_worker_loses_its_leases_at_the_deadline_and_not_before() -> No
     assert assignment.step == old.step, "the same step is computed again"
     assert assignment.epoch > old.epoch
     # The zombie wakes up: what it computed is too late.
-    (refusal,) = [e for e in cluster.feed(ev.Pushed(old)) if isinstance(e, ev.Refuse)]
+    (refusal,) = [e for e in cluster.feed(ev.Pushed((old,))) if isinstance(e, ev.Refuse)]
     assert refusal.code is Code.FENCED
     assert f"epoch {assignment.epoch} belongs to b" in refusal.reason
     assert version == 0
@@ -388,7 +390,7 @@ def test_after_the_end_pushes_are_refused_and_nothing_else_happens() -> None:
     cluster = training("a", "b")
     contribution = cluster.contribution("a")
     cluster.feed(ev.StopAsked("enough"))
-    (refusal,) = cluster.feed(ev.Pushed(contribution))
+    (refusal,) = cluster.feed(ev.Pushed((contribution,)))
     assert isinstance(refusal, ev.Refuse)
     assert refusal.reason == "the job is over: enough"
     for event in (ev.Tick(), ev.Pulled("a"), ev.Joined("c"), ev.Left("b", "gone"), ev.StopAsked("again")):

@@ -184,28 +184,26 @@ class EngineMachine(RuleBasedStateMachine):
         model = self.model
         over, failed = model.over, set(model.failed)
         expected_updates = []
-        counts = False
-        if isinstance(event, ev.Pushed):
-            counts = model.must_count(event.contribution)
-            expected_updates = model.count(event.contribution) if counts else []
+        expected_to_count = []
+        for c in event.contributions if isinstance(event, ev.Pushed) else ():
+            expected_to_count.append(model.must_count(c))
+            updates = model.count(c) if expected_to_count[-1] else []
+            model.applied += [(c.shard, c.step) for _, contributions in updates for c in contributions]
+            expected_updates += updates
         self.checking = True
         effects = self.engine.handle(event, self.now)
-        updates = [(e.version, e.contributions) for e in effects if isinstance(e, ev.Apply)]
-        assert updates == expected_updates
-        for _, contributions in updates:
-            model.applied += [(c.shard, c.step) for c in contributions]
-        refusals = [e for e in effects if isinstance(e, ev.Refuse)]
+        assert [(e.version, e.contributions) for e in effects if isinstance(e, ev.Apply)] == expected_updates
         if isinstance(event, ev.Pushed):
-            c = event.contribution
-            assert len(refusals) == (0 if counts else 1), f"{c} counts: {counts}"
-            assert all((r.worker, r.shard, r.step) == (c.worker, c.shard, c.step) for r in refusals)
-            if not counts and (c.shard, c.step) in model.counted and not over:
-                assert refusals[0].code is Code.DUPLICATE
-            if (c.shard, c.step) in model.missed and not over:
-                is_last = c.step == model.clock(c.shard) - 1
-                assert refusals[0].code in ([Code.SUPERSEDED] if is_last else [Code.SUPERSEDED, Code.DUPLICATE])
-            if refusals and refusals[0].code is Code.STALE:
-                assert c.shard in model.recalled or model.version - c.version > model.policy.max_delay > 0
+            refusals = iter([e for e in effects if isinstance(e, ev.Refuse)])
+            kept = iter([e for e in effects if isinstance(e, ev.Keep)])
+            for c, counts in zip(event.contributions, expected_to_count, strict=True):
+                if counts:
+                    assert next(kept, None) == ev.Keep(c.shard, c.step)
+                else:
+                    self.check_refusal(c, next(refusals), over)
+            assert not [*kept, *refusals]
+            if event.pull and not over:
+                self.give_up(event.contributions[0].worker)
         for effect in effects:
             self.check(event, effect)
         if over:
@@ -214,6 +212,27 @@ class EngineMachine(RuleBasedStateMachine):
             assert model.over == "failed", "nobody is left to do the job"
         self.checking = False
         return effects
+
+    def check_refusal(self, c: Contribution, refusal: ev.Refuse, over: str) -> None:
+        model = self.model
+        assert (refusal.worker, refusal.shard, refusal.step) == (c.worker, c.shard, c.step)
+        if (c.shard, c.step) in model.counted and not over:
+            assert refusal.code is Code.DUPLICATE
+        if (c.shard, c.step) in model.missed and not over:
+            is_last = c.step == model.clock(c.shard) - 1
+            assert refusal.code in ([Code.SUPERSEDED] if is_last else [Code.SUPERSEDED, Code.DUPLICATE])
+        if refusal.code is Code.STALE:
+            assert c.shard in model.recalled or model.version - c.version > model.policy.max_delay > 0
+        # A push that breaks the contract uses up the assignment of the one who sent it, and of nobody else.
+        ticket = model.open.get(c.shard)
+        if refusal.code is Code.INVALID and ticket is not None and ticket.worker == c.worker:
+            self.forget(ticket)
+
+    def give_up(self, worker: str) -> None:
+        """A pull gives up what the worker was assigned and did not push."""
+        self.model.asked.add(worker)
+        for shard in [s for s, ticket in self.model.open.items() if ticket.worker == worker]:
+            del self.model.open[shard]
 
     def check(self, event: ev.Event, effect: ev.Effect) -> None:
         model = self.model
@@ -337,9 +356,7 @@ class EngineMachine(RuleBasedStateMachine):
         model = self.model
         self.hear(worker)
         if not model.over:
-            model.asked.add(worker)
-            for shard in [s for s, ticket in model.open.items() if ticket.worker == worker]:
-                del model.open[shard]
+            self.give_up(worker)
         self.feed(ev.Pulled(worker))
 
     def heartbeat(self, worker: str) -> None:
@@ -347,19 +364,27 @@ class EngineMachine(RuleBasedStateMachine):
         self.feed(ev.Heard(worker))
 
     def work(self, worker: str, fused: bool) -> None:
-        """An honest worker finishes what it was told longest ago."""
+        """An honest worker finishes what it was told longest ago, or all that it was told at once."""
+        in_hand = self.in_hand[worker]
+        if fused and in_hand and all(ticket.assignment.kind is Kind.GRADIENT for ticket in in_hand):
+            contributions = tuple(map(self.contribution, in_hand))
+            in_hand.clear()
+            self.pushed += contributions
+            self.hear(worker)
+            self.feed(ev.Pushed(contributions, pull=True))
+            return
         if self.in_hand[worker]:
             self.carry_out(self.in_hand[worker].pop(0))
         if fused and not self.in_hand[worker]:
             self.pull(worker)
 
     def carry_out(self, ticket: Ticket) -> None:
-        worker, version, (kind, shard, epoch, step) = ticket
+        worker, _, (kind, shard, epoch, _) = ticket
         model = self.model
         self.hear(worker)
         holds = model.open.get(shard) == ticket
         if kind is Kind.GRADIENT:
-            self.push(Contribution(worker, shard, epoch, step, version, 1 + shard, 1.0 / (1 + step)))
+            self.push(self.contribution(ticket))
         elif kind is Kind.SURVEY:
             surveying = len(model.rows) < model.shards and not model.over
             if holds:
@@ -373,6 +398,10 @@ class EngineMachine(RuleBasedStateMachine):
                 model.initialised = True
                 del model.open[shard]
             self.feed(ev.Initialised(worker, shard, epoch))
+
+    def contribution(self, ticket: Ticket) -> Contribution:
+        worker, version, (_, shard, epoch, step) = ticket
+        return Contribution(worker, shard, epoch, step, version, 1 + shard, 1.0 / (1 + step))
 
     def push(self, contribution: Contribution) -> None:
         self.pushed.append(contribution)
@@ -430,14 +459,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def refused_or_counted(self, c: Contribution) -> None:
         self.hear(c.worker)
-        will_count = self.model.must_count(c)
-        ticket = self.model.open.get(c.shard)
-        effects = self.feed(ev.Pushed(c))
-        refusals = [e for e in effects if isinstance(e, ev.Refuse)]
-        # A push that breaks the contract uses up the assignment of the one who sent it, and of nobody else.
-        spent = bool(refusals) and refusals[0].code is Code.INVALID and ticket is not None
-        if not will_count and spent and ticket is not None and ticket.worker == c.worker:
-            self.forget(ticket)
+        self.feed(ev.Pushed((c,)))
 
     def forget(self, ticket: Ticket) -> None:
         if self.model.open.get(ticket.assignment.shard) == ticket:

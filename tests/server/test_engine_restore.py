@@ -78,7 +78,7 @@ class World:
                 # In sync mode a gradient depends on θ; elsewhere on its name alone, so that the sum is exact.
                 at = self.theta if self.job.train.mode == "sync" else 0.0
                 loss = math.sin(a.shard * 7 + a.step) + 2 + 0.1 * at
-                self.feed(ev.Pushed(ev.Contribution(worker, a.shard, a.epoch, a.step, version, 4, loss)))
+                self.feed(ev.Pushed((ev.Contribution(worker, a.shard, a.epoch, a.step, version, 4, loss),)))
         if not self.granted.get(worker):
             self.feed(ev.Pulled(worker))
         return True

@@ -223,7 +223,9 @@ def engine_in_training(**train: Any) -> Engine:
 
 def push(engine: Engine, shard: int, step: int = 0, version: int = 0) -> list[ev.Effect]:
     name = f"w{shard}"
-    return engine.handle(ev.Pushed(Contribution(name, shard, engine.shards[shard].epoch, step, version, 32, 1.0)), 0.0)
+    return engine.handle(
+        ev.Pushed((Contribution(name, shard, engine.shards[shard].epoch, step, version, 32, 1.0),)), 0.0
+    )
 
 
 def test_who_is_late_for_a_round_is_told_and_goes_on_with_the_round_of_the_others() -> None:
@@ -268,7 +270,7 @@ def test_a_switch_takes_the_open_round_back_and_recalls_what_is_being_computed()
     assert isinstance(refusal, ev.Refuse)
     assert refusal.code is Code.STALE
     engine.handle(ev.Pulled("w1"), 0.0)
-    (update, *_) = push(engine, 1)
+    (_, update, *_) = push(engine, 1)
     assert isinstance(update, ev.Apply)
     (grant,) = engine.handle(ev.Pulled("w0"), 0.0)
     assert isinstance(grant, ev.Grant)

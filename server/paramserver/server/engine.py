@@ -164,9 +164,13 @@ class Engine:
             case ev.Initialised():
                 self._seen(event.worker, now)
                 self._initialise(event, effects, now)
-            case ev.Pushed(contribution):
-                self._seen(contribution.worker, now)
-                self._push(contribution, effects, now)
+            case ev.Pushed(contributions, pull):
+                worker = contributions[0].worker
+                self._seen(worker, now)
+                for contribution in contributions:
+                    self._push(contribution, effects, now)
+                if pull:
+                    self._pull(worker)
             case ev.Misbehaved():
                 self._seen(event.worker, now)
                 self._misbehave(event, effects, now)
@@ -271,9 +275,8 @@ class Engine:
 
     def _after_the_end(self, event: ev.Event) -> list[Effect]:
         if isinstance(event, ev.Pushed):
-            c = event.contribution
-            refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
-            return [refusal] if refusal else []
+            refusals = (self.admit(c.worker, c.shard, c.epoch, c.step) for c in event.contributions)
+            return [refusal for refusal in refusals if refusal]
         if isinstance(event, ev.Left) and event.worker in self.workers:
             self.workers[event.worker].alive = False
         return []
@@ -345,6 +348,7 @@ class Engine:
             self._refuse(refusal, effects, now)
             return
         worker, shard = self.workers[c.worker], self.shards[c.shard]
+        effects.append(ev.Keep(c.shard, c.step))
         worker.pushes += 1
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1

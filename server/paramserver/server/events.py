@@ -97,9 +97,10 @@ class Initialised(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """A contribution is in whole."""
+    """Contributions of a worker are in whole; with `pull` it asks for work at the same time."""
 
-    contribution: Contribution
+    contributions: tuple[Contribution, ...]
+    pull: bool = False
 
 
 class Misbehaved(NamedTuple):
@@ -163,6 +164,13 @@ Event = (
     | StopAsked
     | Tick
 )
+
+
+class Keep(NamedTuple):
+    """The contribution of (shard, step) counts: keep its values until an `Apply` names it."""
+
+    shard: int
+    step: int
 
 
 class Apply(NamedTuple):
@@ -230,4 +238,4 @@ class End(NamedTuple):
     reason: str
 
 
-Effect = Apply | Grant | Refuse | Revoke | Progress | Restage | CombineSurveys | End
+Effect = Keep | Apply | Grant | Refuse | Revoke | Progress | Restage | CombineSurveys | End

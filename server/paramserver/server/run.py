@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from paramserver.server.store import Store
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
-from paramserver.wire.layout import Layout, is_finite, read_values
+from paramserver.wire.layout import Array, Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -61,6 +60,8 @@ class Run:
         self.history = History()
         #: Surveys of the shards, in shard order once all are in.
         self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
+        #: Values of whole contributions that the engine has yet to decide on, by shard and step.
+        self._arrived: dict[tuple[int, int], list[Array]] = {}
         self._sessions = sessions
         self._clock = clock
 
@@ -95,12 +96,11 @@ class Run:
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for."""
-        events = deque([event])
-        while events:
-            for effect in self.engine.handle(events.popleft(), self._clock()):
-                follow_up = self._carry_out(effect)
-                if follow_up is not None:
-                    events.append(follow_up)
+        measured = None
+        for effect in self.engine.handle(event, self._clock()):
+            measured = self._carry_out(effect) or measured
+        if measured is not None:
+            self.feed(measured)
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
@@ -129,9 +129,9 @@ class Run:
         """Act on a message of a worker in the job."""
         match message.WhichOneof("kind"):
             case "push":
-                self._take_push(session, message.push, payload)
+                self._take_pushes(session, (message.push,), payload)
             case "pushes":
-                self._take_pushes(session, message.pushes, payload)
+                self._take_pushes(session, message.pushes.pushes, payload)
             case "pull":
                 session.held = message.pull.held if message.pull.HasField("held") else None
                 self.feed(ev.Pulled(session.name))
@@ -148,65 +148,76 @@ class Run:
             case other:
                 raise TensorError(f"worker {session.name} sent {other or 'an empty message'}, which has no place here")
 
-    def _take_push(self, session: Session, push: pb.Push, payload: memoryview) -> None:
-        name = (push.shard, push.epoch, push.step)
+    def _take_pushes(self, session: Session, pushes: Sequence[pb.Push], payload: memoryview) -> None:
+        """Act on the contributions of one message, or on the chunk of one."""
+        share, rest = divmod(payload.nbytes, len(pushes)) if pushes else (0, 1)
+        if rest:
+            raise ProtocolError(f"worker {session.name} sent {payload.nbytes} bytes for {len(pushes)} contributions")
         session.received += payload.nbytes
-        if push.offset == 0:
-            session.incoming = session.discarding = None
-            contribution = _contribution(session.name, push)
-            if self.engine.review(contribution) is not None:
-                session.discarding = name
-                # The engine repeats its answer and counts the refusal.
-                self.feed(ev.Pushed(contribution))
-            else:
-                session.incoming = Incoming(push)
-        incoming = session.incoming
-        if session.discarding != name:
-            try:
-                if self.store is None:
-                    raise TensorError("a push came before the parameters were initialised")
-                if incoming is None or (incoming.push.shard, incoming.push.epoch, incoming.push.step) != name:
-                    raise TensorError(f"a push must begin at offset 0, this one came with offset {push.offset}")
-                if push.shared:
-                    self._take_shared(self.store, session, incoming)
-                else:
-                    self._take_chunk(self.store, incoming, push, payload)
-            except TensorError as error:
-                session.incoming, session.discarding = None, name
-                reason = f"push of worker {session.name}, shard {push.shard}, step {push.step}: {error}"
-                self.feed(ev.Misbehaved(session.name, push.shard, push.step, reason))
-            else:
-                if incoming.next_offset == self.store.layout.size:
-                    session.incoming = None
-                    # The numbers that were checked: those of the first chunk.
-                    contribution = _contribution(session.name, incoming.push)
-                    # Between the chunks of several messages the lease may have ended.
-                    if push.offset == 0 or self.engine.review(contribution) is None:
-                        self.store.incoming.hold(push.shard, incoming.chunks)
-                    self.feed(ev.Pushed(contribution))
+        whole = []
+        for index, push in enumerate(pushes):
+            contribution = self._take_push(session, push, payload[index * share : (index + 1) * share])
+            if contribution is not None:
+                whole.append(contribution)
         # A worker that still answers the job before has yet to hear of this one, and will then pull again.
-        if push.pull and push.epoch > self._epoch_before:
+        pull = push.pull and push.epoch > self._epoch_before
+        if pull:
             session.held = push.version
+        if whole:
+            self.feed(ev.Pushed(tuple(whole), pull))
+            self._arrived.clear()
+        elif pull:
             self.feed(ev.Pulled(session.name))
 
-    def _take_pushes(self, session: Session, pushes: pb.Pushes, payload: memoryview) -> None:
-        count = len(pushes.pushes)
-        share, rest = divmod(payload.nbytes, count) if count else (0, 1)
-        if rest:
-            raise ProtocolError(f"worker {session.name} sent {payload.nbytes} bytes for {count} contributions")
-        for index, push in enumerate(pushes.pushes):
-            self._take_push(session, push, payload[index * share : (index + 1) * share])
+    def _take_push(self, session: Session, push: pb.Push, payload: memoryview) -> ev.Contribution | None:
+        """Take a contribution or a chunk of it; return it once it is whole, its values being in `_arrived` then."""
+        c = _contribution(session.name, push)
+        name = (c.shard, c.epoch, c.step)
+        offset = push.offset
+        if offset == 0:
+            session.discarding, session.incoming = None, Incoming(c)
+            # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
+            if not (push.shared or self._is_whole(payload)) and self.engine.review(c) is not None:
+                session.discarding, session.incoming = name, None
+                # The engine repeats its answer and counts the refusal.
+                self.feed(ev.Pushed((c,)))
+        if session.discarding == name:
+            return None
+        incoming = session.incoming
+        try:
+            if self.store is None:
+                raise TensorError("a push came before the parameters were initialised")
+            if incoming is None or incoming.name != name:
+                raise TensorError(f"a push must begin at offset 0, this one came with offset {offset}")
+            if push.shared:
+                self._take_shared(self.store, session, incoming)
+            else:
+                self._take_chunk(self.store, incoming, offset, payload)
+        except TensorError as error:
+            session.incoming, session.discarding = None, name
+            reason = f"push of worker {session.name}, shard {c.shard}, step {c.step}: {error}"
+            self.feed(ev.Misbehaved(session.name, c.shard, c.step, reason))
+            return None
+        if incoming.next_offset < self.store.layout.size:
+            return None
+        session.incoming = None
+        self._arrived[c.shard, c.step] = incoming.chunks
+        # The numbers that were reviewed: those of the first chunk.
+        return incoming.contribution
 
-    def _take_chunk(self, store: Store, incoming: Incoming, push: pb.Push, payload: memoryview) -> None:
+    def _is_whole(self, payload: memoryview) -> bool:
+        return self.store is not None and payload.nbytes == self.store.theta.nbytes
+
+    def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> None:
         size, chunk = store.layout.size, store.chunk
-        values = read_values(payload, store.layout.dtype, push.offset, size)
-        if push.offset != incoming.next_offset or values.size != min(chunk, size - push.offset):
+        values = read_values(payload, store.layout.dtype, offset, size)
+        if offset != incoming.next_offset or values.size != min(chunk, size - offset):
             raise TensorError(
-                f"a chunk of {values.size} values came at offset {push.offset}; "
+                f"a chunk of {values.size} values came at offset {offset}; "
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
         if not is_finite(values):
-            raise TensorError(_where_not_finite(store.layout, push.offset, values))
+            raise TensorError(_where_not_finite(store.layout, offset, values))
         incoming.next_offset += values.size
         incoming.chunks.append(values)
 
@@ -217,7 +228,7 @@ class Run:
         session.slots[slot.shard] = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
 
     def _take_shared(self, store: Store, session: Session, incoming: Incoming) -> None:
-        shard = incoming.push.shard
+        shard = incoming.contribution.shard
         if shard not in session.slots:
             raise TensorError(f"the contribution lies in a slot for shard {shard}, but none was offered")
         contribution = session.slots[shard].values
@@ -274,6 +285,9 @@ class Run:
 
     def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
         match effect:
+            case ev.Keep(shard, step):
+                assert self.store is not None
+                self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
             case ev.Apply(version, step, contributions):
                 assert self.store is not None
                 norm = self.store.apply(version, step, contributions)
@@ -315,32 +329,29 @@ class Run:
             session.knows_census = True
             flat = None if self.moments is None else self.moments.to_flat()
             session.send(encode(pb.ServerMessage(census=self.census), flat))
-        work = pb.Work(version=grant.version, last=True)
-        for assignment in grant.assignments:
-            if self.store is not None and assignment.kind is ev.Kind.GRADIENT:
-                self.store.granted(assignment.shard)
-            work.assignments.add(
-                kind=_KINDS[assignment.kind],
-                shard=assignment.shard,
-                epoch=assignment.epoch,
-                step=assignment.step,
-            )
+        message = pb.ServerMessage()
+        work = message.work
+        work.version, work.last = grant.version, True
+        for kind, shard, epoch, step in grant.assignments:
+            if self.store is not None and kind is ev.Kind.GRADIENT:
+                self.store.granted(shard)
+            work.assignments.add(kind=_KINDS[kind], shard=shard, epoch=epoch, step=step)
         if self.store is None:
-            session.send(encode(pb.ServerMessage(work=work)))
+            session.send(encode(message))
             return
         if not session.knows_layout:
             session.knows_layout = True
             session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
         is_held = session.shares_memory or session.held == self.store.version
-        messages = self.store.work(work, is_held)
+        messages = self.store.answer(message, is_held)
         if not is_held:
             session.sent += self.store.theta.nbytes
         session.send(*messages)
 
     def _revoke(self, worker: str, shard: int) -> None:
         session = self._sessions.get(worker)
-        if session is not None and session.incoming is not None and session.incoming.push.shard == shard:
-            _pass_over(session, session.incoming.push)
+        if session is not None and session.incoming is not None and session.incoming.contribution.shard == shard:
+            _pass_over(session)
 
     def _restage(self, train: TrainSection) -> None:
         self.job = self.job.model_copy(update={"train": train})
@@ -352,8 +363,7 @@ class Run:
             # How a worker may read θ in shared memory is part of the layout.
             if session.shares_memory and self.store.moves != moved:
                 session.knows_layout = False
-            if session.incoming is not None:
-                _pass_over(session, session.incoming.push)
+            _pass_over(session)
 
     def _combine_surveys(self) -> ev.Impossible | None:
         surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
@@ -382,9 +392,10 @@ class Run:
         return None
 
 
-def _pass_over(session: Session, push: pb.Push) -> None:
-    """Let the rest of a push come in without taking it."""
-    session.incoming, session.discarding = None, (push.shard, push.epoch, push.step)
+def _pass_over(session: Session) -> None:
+    """Let the rest of a push that has begun come in without taking it."""
+    if session.incoming is not None:
+        session.discarding, session.incoming = session.incoming.name, None
 
 
 def _contribution(worker: str, push: pb.Push) -> ev.Contribution:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from paramserver.server.events import Contribution
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -19,10 +20,16 @@ MAX_WAITING = 64
 class Incoming:
     """A push that has begun: what its first chunk said, and where the next one must start."""
 
-    push: pb.Push
+    contribution: Contribution
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+
+    @property
+    def name(self) -> tuple[int, int, int]:
+        """Shard, epoch and step."""
+        c = self.contribution
+        return c.shard, c.epoch, c.step
 
 
 @dataclass(slots=True)

@@ -103,16 +103,15 @@ class Store:
             layout.moves = self.moves
         return layout
 
-    def work(self, work: pb.Work, is_held: bool) -> list[bytes]:
-        """Return the messages that answer a pull: `work` itself comes last, behind what its receiver does not hold."""
-        work.version, work.last = self.version, True
+    def answer(self, message: pb.ServerMessage, is_held: bool) -> list[bytes]:
+        """Return the messages that answer a pull: that with the work comes last, behind what its receiver lacks."""
         if is_held:
-            return [encode(pb.ServerMessage(work=work))]
+            return [encode(message)]
         last = (math.ceil(self.layout.size / self.chunk) - 1) * self.chunk
         if self._encoded is None:
             self._encoded = [self._encode(start) for start in range(0, last, self.chunk)]
-        work.offset = last
-        return [*self._encoded, encode(pb.ServerMessage(work=work), self.theta[last:])]
+        message.work.offset = last
+        return [*self._encoded, encode(message, self.theta[last:])]
 
     def _encode(self, start: int) -> bytes:
         header = pb.ServerMessage(work=pb.Work(version=self.version, offset=start))

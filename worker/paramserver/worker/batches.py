@@ -99,12 +99,17 @@ class BatchOrder:
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
+    @property
+    def is_whole(self) -> bool:
+        """Is every batch the whole shard?"""
+        return self._per_epoch == 1
+
     def rows_of(self, step: int) -> slice | NDArray[np.int64]:
         """Return the rows of a batch, counted from the start of the shard, in ascending order.
 
         A batch that covers the whole shard is a slice. The last batch of an epoch may be smaller.
         """
-        if self._per_epoch == 1:
+        if self.is_whole:
             return slice(0, self._rows)
         epoch, position = divmod(step, self._per_epoch)
         if epoch != self._epoch:

@@ -52,6 +52,8 @@ class Shard:
         self._classes = 0
         #: Applied batch by batch; None where nothing is left to apply.
         self._standardizer: Standardizer | None = None
+        #: What every step works on if it works on all rows and they are in memory.
+        self._whole: Batch | None = None
 
     @classmethod
     def open(cls, job: Job, shard: int, base: Path | None = None) -> Shard:
@@ -87,9 +89,13 @@ class Shard:
         if not _is_mapped(self._x):
             self._x = _frozen(self._ready(self._x))
             self._standardizer = None
+            if self._order.is_whole:
+                self._whole = Batch(self._x, self._y, self._classes)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0."""
+        if self._whole is not None:
+            return self._whole
         rows = self._order.rows_of(step)
         # A slice is the whole shard, which csr would copy.
         x = self._x if isinstance(rows, slice) else self._x[rows]

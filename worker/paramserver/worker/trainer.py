@@ -23,7 +23,7 @@ import numpy as np
 from paramserver.wire import sharing
 from paramserver.wire.errors import ParamserverError, ProtocolError
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array, Layout, pack, read_values
+from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -31,6 +31,7 @@ from paramserver.worker.batches import Batch
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
 from paramserver.worker.stream import Stream
+from paramserver.worker.tasks.contract import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -109,17 +110,28 @@ class Place:
 
 
 class Outgoing:
-    """Where contributions are laid before they go: one buffer, or one slot per shard in shared memory."""
+    """Where contributions are laid before they go: one slot per shard in shared memory, or the rows of one array."""
 
     def __init__(self, replica: Replica) -> None:
-        self._layout = layout = replica.layout
-        self._buffer = None if replica.shares_memory else Place(np.empty(layout.size, layout.dtype), layout)
+        self._layout = replica.layout
+        self._shares_memory = replica.shares_memory
         self._slots: dict[int, tuple[Segment, Place]] = {}
+        self._rows: Array = np.empty((0, self._layout.size), self._layout.dtype)
+        self._places: list[Place] = []
+        if not self._shares_memory:
+            self.rows(1)
 
-    def place(self, shard: int) -> tuple[Place, pb.Slot | None]:
+    def rows(self, count: int) -> Array:
+        """Return the first rows, shape (count, elements of θ): what several contributions look like in one message."""
+        if len(self._rows) < count:
+            self._rows = np.empty((count, self._layout.size), self._layout.dtype)
+            self._places = [Place(row, self._layout) for row in self._rows]
+        return self._rows[:count]
+
+    def place(self, shard: int, row: int) -> tuple[Place, pb.Slot | None]:
         """Return where the shard's contribution is laid, and what to tell the server if it is new to it."""
-        if self._buffer is not None:
-            return self._buffer, None
+        if not self._shares_memory:
+            return self._places[row], None
         if shard in self._slots:
             return self._slots[shard][1], None
         slot = Segment.create(self._layout.size, self._layout.dtype)
@@ -332,50 +344,50 @@ class Trainer:
         return self._replica.shares_memory or len(work.assignments) * self._replica.nbytes <= self._chunk_bytes
 
     async def _push_together(self, stream: Stream, work: pb.Work) -> None:
-        pushes, vectors = [], []
-        for assignment in work.assignments:
-            push, place = await self._contribute(stream, assignment, work.version)
-            pushes.append(push)
-            if not push.shared:
-                # The next contribution is laid in the same place.
-                vectors.append(place.flat.copy())
-        pushes[-1].pull = True
-        payload = np.concatenate(vectors) if vectors else None
-        await stream.send(pb.WorkerMessage(pushes=pb.Pushes(pushes=pushes)), payload)
+        replica, outgoing = self._replica, self._outgoing
+        assert replica is not None
+        assert outgoing is not None
+        payload = None if replica.shares_memory else outgoing.rows(len(work.assignments))
+        message = pb.WorkerMessage()
+        for row, assignment in enumerate(work.assignments):
+            push = message.pushes.pushes.add()
+            await self._contribute(stream, assignment, work.version, push, row)
+        push.pull = True
+        await stream.send(message, payload)
 
     async def _push_gradient(self, stream: Stream, assignment: pb.Assignment, version: int, pull: bool) -> None:
-        push, place = await self._contribute(stream, assignment, version)
+        message = pb.WorkerMessage()
+        push = message.push
+        flat = await self._contribute(stream, assignment, version, push)
         if push.shared:
             push.pull = pull
-            await stream.send(pb.WorkerMessage(push=push))
+            await stream.send(message)
             return
-        for start, chunk in self._chunks(place.flat):
+        for start, chunk in self._chunks(flat):
             push.offset = start
-            push.pull = pull and start + chunk.size == place.flat.size
-            await stream.send(pb.WorkerMessage(push=push), chunk)
+            push.pull = pull and start + chunk.size == flat.size
+            await stream.send(message, chunk)
 
-    async def _contribute(self, stream: Stream, assignment: pb.Assignment, version: int) -> tuple[pb.Push, Place]:
-        """Compute a contribution and lay it where it travels from; return its name and that place."""
+    async def _contribute(
+        self, stream: Stream, assignment: pb.Assignment, version: int, push: pb.Push, row: int = 0
+    ) -> Array:
+        """Compute a contribution, lay it where it travels from and fill in its name; return its values."""
         replica, outgoing = self._replica, self._outgoing
         if replica is None or outgoing is None:
             raise ProtocolError("the server assigned a gradient without parameters")
-        place, slot = outgoing.place(assignment.shard)
+        place, slot = outgoing.place(assignment.shard, row)
         if slot is not None:
             await stream.send(pb.WorkerMessage(slot=slot))
         gradient = await self._compute(
             self._current_learner, replica.views, assignment.shard, assignment.step, place.views
         )
         pack(gradient.arrays, place.views, scale=gradient.samples)
-        push = pb.Push(
-            shard=assignment.shard,
-            epoch=assignment.epoch,
-            step=assignment.step,
-            version=version,
-            samples=gradient.samples,
-            loss=gradient.loss,
-            shared=replica.shares_memory,
-        )
-        return push, place
+        if not is_finite(place.flat):
+            check_finite(place.views, f"shard {assignment.shard}, step {assignment.step}: ")
+        push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
+        push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
+        push.shared = replica.shares_memory
+        return place.flat
 
     def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
         size = self._chunk_bytes // flat.itemsize

@@ -63,6 +63,8 @@ def takes_out(task: Task) -> bool:
 def loss_and_gradient(task: Task, params: Params, batch: Batch, out: Params | None = None) -> tuple[float, Params]:
     """Return the checked loss and gradient of a task; `out` is handed to a task that `takes_out`.
 
+    Whether every value is finite is left to `check_finite`, once they lie where they travel from.
+
     Raises:
         TaskError: if `loss_and_grad` fails, or what it returned breaks the contract.
     """
@@ -71,15 +73,35 @@ def loss_and_gradient(task: Task, params: Params, batch: Batch, out: Params | No
     if not isinstance(result, tuple) or len(result) != 2:
         raise TaskError(f"loss_and_grad returned {_describe(result)}; a pair (loss, gradient) is expected")
     loss, grad = result
-    check_gradient(params, grad, loss)
+    check_form(params, grad, loss)
     return float(loss), grad
 
 
 def check_gradient(params: Params, grad: Any, loss: Any) -> None:
-    """Check a loss and a gradient against the parameters that they were computed at.
+    """Check all of a loss and a gradient: `check_form` and `check_finite`."""
+    check_form(params, grad, loss)
+    check_finite(grad)
+
+
+def check_finite(grad: Params, where: str = "") -> None:
+    """Check the values of a gradient.
 
     Raises:
-        TaskError: naming the tensor, if its name, shape or dtype is no parameter's or a value is not finite.
+        TaskError: naming the tensor, if a value is NaN or infinite.
+    """
+    for name, value in grad.items():
+        values = np.asarray(value)
+        if not is_finite(values):
+            wrong = values[~np.isfinite(values)]
+            counts = f"{wrong.size} of {values.size} values are not finite"
+            raise TaskError(f"{where}gradient {name!r} holds {wrong[0]}; {counts}")
+
+
+def check_form(params: Params, grad: Any, loss: Any) -> None:
+    """Check a loss, and a gradient against the parameters that it was computed at, but for the gradient's values.
+
+    Raises:
+        TaskError: naming the tensor, if its name, shape or dtype is no parameter's, or if the loss is no finite number.
     """
     if not isinstance(grad, dict):
         raise TaskError(f"the gradient is {_describe(grad)}; a dict of arrays is expected")
@@ -131,9 +153,6 @@ def _check_tensor(name: str, value: Any, param: NDArray[Any]) -> None:
     if value.dtype != param.dtype:
         why = " (numpy makes float64 of float32 with float64 or int64 arrays)" if value.dtype == np.float64 else ""
         raise TaskError(f"gradient {name!r} is {value.dtype}; the parameter is {param.dtype}{why}")
-    if not is_finite(np.asarray(value)):
-        wrong = np.asarray(value)[~np.isfinite(value)]
-        raise TaskError(f"gradient {name!r} holds {wrong[0]}; {wrong.size} of {value.size} values are not finite")
 
 
 def _call(task: Task, method: str, *arguments: Any) -> Any:

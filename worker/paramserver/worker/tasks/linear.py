@@ -31,8 +31,9 @@ class LinearRegression:
 
     def loss_and_grad(self, params: Params, batch: Batch) -> tuple[float, Params]:
         """Return the loss and its gradient."""
-        residual = self.predict(params, batch) - batch.y
-        loss = float(np.mean(np.square(residual), dtype=np.float64))
+        residual = self.predict(params, batch)
+        residual -= batch.y
+        loss = float(np.dot(residual, residual)) / batch.n
         residual *= 2 / batch.n
         grad = {"w": batch.x.T @ residual, "b": residual.sum(keepdims=True)}
         return loss + penalise(self.l2, params["w"], grad["w"]), grad
