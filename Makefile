@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PROTO := protos/paramserver/wire/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench check lint types proto check-proto clean
+.PHONY: help setup demo test bench experiments check lint types proto check-proto clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,11 @@ test: $(READY) ## run the whole test suite
 bench: $(READY) ## measure rounds and updates (about ten minutes on an idle machine)
 	$(BIN)/python benchmarks/rounds.py --write
 	$(BIN)/python benchmarks/apply.py
+
+EXPERIMENTS := delays local_steps byzantine
+
+experiments: $(READY) ## repeat the studies of docs/experiments.md (under a quarter of an hour on two cores)
+	@for name in $(EXPERIMENTS); do echo "$$name" && $(BIN)/python -m experiments.$$name --write || exit 1; done
 
 check: lint types check-proto ## lint, types and the stub check
 

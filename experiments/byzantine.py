@@ -37,7 +37,8 @@ def sign_flip(gradient: Array, _shard: int, _step: int) -> Array:
 def large_norm(gradient: Array, shard: int, step: int) -> Array:
     """Send noise a hundred times as long as the gradient."""
     noise = np.random.default_rng((shard, step)).standard_normal(gradient.size).astype(gradient.dtype)
-    return noise * (100 * np.linalg.norm(gradient) / np.linalg.norm(noise))
+    noise *= 100 * np.linalg.norm(gradient) / np.linalg.norm(noise)
+    return noise
 
 
 def not_a_number(gradient: Array, _shard: int, _step: int) -> Array:
@@ -92,7 +93,8 @@ def trial(case: tuple[int, str, str, int]) -> list[Row]:
 def measure(seeds: Sequence[int], tiny: bool) -> list[Row]:
     """Train with every aggregator under every attack."""
     rounds = 5 if tiny else ROUNDS
-    return run_all(trial, [(seed, how, name, rounds) for how in AGGREGATORS for name in CASES for seed in seeds])
+    cases = [(seed, how, name, rounds) for how in AGGREGATORS for name in CASES for seed in seeds]
+    return run_all(trial, cases, here=tiny)
 
 
 def tell(rows: Sequence[Row]) -> list[str]:

@@ -74,9 +74,8 @@ def trial(case: tuple[int, str, int, str, int]) -> list[Row]:
 def measure(seeds: Sequence[int], tiny: bool) -> list[Row]:
     """Train with every number of local steps."""
     most = 64 if tiny else MOST_BATCHES
-    return run_all(
-        trial, [(seed, way, steps, cut, most) for way in WAYS for cut in CUTS for steps in STEPS for seed in seeds]
-    )
+    cases = [(seed, way, steps, cut, most) for way in WAYS for cut in CUTS for steps in STEPS for seed in seeds]
+    return run_all(trial, cases, here=tiny)
 
 
 def tell(rows: Sequence[Row]) -> list[str]:
@@ -114,7 +113,8 @@ def draw(rows: Sequence[Row], figure: Figure) -> None:
                 curve(axes, number, f"{way}, {cut} shards", points)
                 number += 1
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        if any(math.isfinite(float(row[value])) for row in rows):
+            axes.set_yscale("log")
         axes.set_xticks(STEPS)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ScalarFormatter())

@@ -104,7 +104,9 @@ class Experiment(NamedTuple):
 def command(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
     """Carry the experiment out as its command line says."""
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{experiment.name}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)), help="one run of each case per seed")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=list(range(SEEDS)), help="one run of every case for each"
+    )
     parser.add_argument("--tiny", action="store_true", help="the smallest size: shows that everything works, no more")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="add to the rows of earlier runs with other seeds")
@@ -125,7 +127,8 @@ def command(experiment: Experiment, arguments: Sequence[str] | None = None) -> N
     experiment.draw(rows, figure)
     figure.savefig(chosen.out / f"{experiment.name}.png", dpi=110)
     if chosen.write:
-        write_between(PAGE, experiment.name, lines)
+        picture = f"![{experiment.name}](../experiments/results/{experiment.name}.png)"
+        write_between(PAGE, experiment.name, [*lines, "", picture])
 
 
 def write_between(page: Path, name: str, lines: Sequence[str]) -> None:
@@ -158,12 +161,9 @@ def _write_rows(file: Path, rows: Sequence[Row]) -> None:
 
 
 def _value(text: str) -> str | int | float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?\d[\d.]*(e-?\d+)?|inf", text) else text
 
 
 def _number(value: float, digits: int) -> str:

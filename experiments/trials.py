@@ -14,9 +14,11 @@ Case = TypeVar("Case")
 Row = dict[str, str | int | float]
 
 
-def run_all(trial: Callable[[Case], Iterable[Row]], cases: Iterable[Case]) -> list[Row]:
-    """Return the rows of every case, in order, each case computed in one of as many processes as there are cores."""
+def run_all(trial: Callable[[Case], Iterable[Row]], cases: Iterable[Case], here: bool = False) -> list[Row]:
+    """Return the rows of every case, in order, computed in as many processes as there are cores, or in this one."""
     waiting = list(cases)
+    if here:
+        return [row for case in waiting for row in trial(case)]
     rows: list[Row] = []
     with ProcessPoolExecutor(os.cpu_count(), initializer=_one_thread) as pool:
         for number, found in enumerate(pool.map(trial, waiting), start=1):

@@ -100,6 +100,8 @@ class Simulation:
         while self._events:
             for effect in self.engine.handle(self._events.popleft(), self.now):
                 match effect:
+                    case ev.Keep(shard):
+                        self._parameters.incoming.hold(shard, self._parameters.cut(self._arrived))
                     case ev.Apply(version, step, contributions):
                         norm = self._parameters.apply(version, step, contributions)
                         if norm is not None:
@@ -166,9 +168,8 @@ class Simulation:
         if self._checked and store.update.first_not_finite(flat) is not None:
             self._feed(ev.Misbehaved(name, shard, step, "the contribution is not finite"))
             return
-        if self.engine.review(contribution) is None:
-            store.incoming.hold(shard, store.cut(flat))
-        self._feed(ev.Pushed(contribution))
+        self._arrived = flat
+        self._feed(ev.Pushed((contribution,)))
 
     def _compute(self, theta: dict[str, Array], shard: int, step: int) -> tuple[float, dict[str, Array], int]:
         if self.job.train.goes_local:

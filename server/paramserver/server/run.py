@@ -96,11 +96,11 @@ class Run:
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for."""
-        measured = None
+        follow_up = None
         for effect in self.engine.handle(event, self._clock()):
-            measured = self._carry_out(effect) or measured
-        if measured is not None:
-            self.feed(measured)
+            follow_up = self._carry_out(effect) or follow_up
+        if follow_up is not None:
+            self.feed(follow_up)
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
