@@ -20,6 +20,9 @@ MAX_NAME = 256
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**40
 
+#: See `is_finite`.
+FEW = 1024
+
 
 class Tensor(NamedTuple):
     """A named tensor and the index of its first element in the flat vector."""
@@ -123,8 +126,11 @@ def read_values(payload: memoryview, dtype: np.dtype[Any], offset: int, size: in
 def is_finite(values: Array) -> bool:
     """Say whether no value is NaN or infinite.
 
-    A finite sum of squares proves it in one fast pass; only if that overflows is every value looked at.
+    A finite sum of squares proves it in one fast pass; only if that overflows is every value looked at. Of a few
+    values, looking is cheaper than keeping numpy from warning.
     """
+    if values.size <= FEW:
+        return bool(np.isfinite(values).all())
     flat = values.ravel()
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.dot(flat, flat)

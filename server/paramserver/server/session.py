@@ -57,7 +57,8 @@ class Session:
     sent: int = 0
     #: Answers of one or more messages each; their bytes are shared with other sessions where they are the same.
     _outbox: deque[Sequence[bytes]] = field(default_factory=deque)
-    _filled: asyncio.Event = field(default_factory=asyncio.Event)
+    #: What the writer waits for while there is nothing to send.
+    _waiting: asyncio.Future[None] | None = None
     closed: bool = False
 
     @property
@@ -71,20 +72,24 @@ class Session:
             self.close()
         if not self.closed:
             self._outbox.append(messages)
-            self._filled.set()
+            self._wake_writer()
 
     def close(self) -> None:
         """End the stream after what is queued."""
         self.closed = True
-        self._filled.set()
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def next_answer(self) -> Sequence[bytes] | None:
         """Wait for the next messages to send; None when the stream is to end."""
         while not self._outbox:
             if self.closed:
                 return None
-            self._filled.clear()
-            await self._filled.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         return self._outbox.popleft()
 
     def start_job(self) -> None:

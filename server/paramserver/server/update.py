@@ -118,6 +118,8 @@ class Update:
 
     def first_not_finite(self, vector: Array) -> int | None:
         """Return the offset of the first chunk of a whole vector that holds NaN or infinity, or None."""
+        if len(self._places) == 1:
+            return None if is_finite(vector) else 0
         bad: list[int] = []
 
         def look(number: int) -> None:
