@@ -140,8 +140,9 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "job: 'data' is missing",
         "job: 'train.mode' is 'x'. Allowed: 'sync', 'async' or 'ssp'",
         "job: unknown key 'train.sed', did you mean 'seed'? "
-        "Allowed: aggregate, byzantine, clip_contribution, delay_compensation, dtype, epochs, local_learning_rate, "
-        "local_steps, local_update, max_delay, mode, quorum, reduce, seed, staleness, staleness_scaling, steps, trim",
+        "Allowed: aggregate, byzantine, clip_contribution, delay_compensation, dtype, elasticity, epochs, "
+        "local_learning_rate, local_steps, local_update, max_delay, mode, quorum, reduce, seed, staleness, "
+        "staleness_scaling, steps, trim",
     ]
 
 

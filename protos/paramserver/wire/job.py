@@ -97,8 +97,10 @@ class TrainSection(Section):
     clip_contribution: float = Field(default=0.0, ge=0)
     #: Batches that a worker computes, moving its own θ, before it pushes.
     local_steps: int = Field(default=1, ge=1, le=65536)
-    #: Whether the accumulated gradient or the difference of the parameters is pushed.
-    local_update: Literal["gradient", "difference"] = "gradient"
+    #: Whether the accumulated gradient, the difference of the parameters or a shard's own parameters are pushed.
+    local_update: Literal["gradient", "difference", "elastic"] = "gradient"
+    #: elastic: the share of its way to θ that a shard goes before its local steps.
+    elasticity: float = Field(default=0.0, ge=0, lt=1)
     #: Of the worker's own steps; that of the optimizer if not set.
     local_learning_rate: float | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0, le=10**9)
@@ -132,18 +134,29 @@ class TrainSection(Section):
     def _local_steps_fit(self) -> Self:
         if self.local_learning_rate is not None and not self.goes_local:
             raise ValueError(f"local_learning_rate = {self.local_learning_rate} has no meaning with local_steps = 1")
-        if self.local_update == "difference" and self.local_learning_rate is None:
+        how = self.local_update
+        if how != "gradient" and self.local_learning_rate is None:
             raise ValueError(
-                "local_update = 'difference' needs local_learning_rate: the optimizer's rate is that of the outer step"
+                f"local_update = {how!r} needs local_learning_rate: the optimizer's rate is that of the outer step"
             )
-        if self.local_update == "difference" and self.reduce != "mean":
-            raise ValueError(f"local_update = 'difference' needs reduce = 'mean', found {self.reduce!r}")
+        if how != "gradient" and self.reduce != "mean":
+            raise ValueError(f"local_update = {how!r} needs reduce = 'mean', found {self.reduce!r}")
+        if (how == "elastic") != (self.elasticity > 0):
+            raise ValueError(
+                f"local_update = {how!r} and elasticity = {self.elasticity:g} do not go together:"
+                " 'elastic' needs an elasticity above 0, and nothing else takes one"
+            )
+        if how == "elastic" and self.delay_compensation:
+            raise ValueError(
+                f"delay_compensation = {self.delay_compensation:g} has no meaning for local_update = 'elastic',"
+                " which pushes no gradient"
+            )
         return self
 
     @property
     def goes_local(self) -> bool:
         """Whether workers move a θ of their own."""
-        return self.local_steps > 1 or self.local_update == "difference"
+        return self.local_steps > 1 or self.local_update != "gradient"
 
     @property
     def is_robust(self) -> bool:
@@ -268,6 +281,11 @@ class Job(Section):
             raise ValueError(
                 f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}:"
                 " no round would ever close"
+            )
+        if self.train.local_update == "elastic" and self.server.partitions > 1:
+            raise ValueError(
+                f"train.local_update = 'elastic' needs server.partitions = 1, found {self.server.partitions}:"
+                " a shard's own parameters are kept on one server"
             )
         train, found = self.train, self.train.quorum or self.data.shards
         if 2 * train.trim >= found:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from paramserver.server import events as ev
+from paramserver.server.elastic import Elastic
 from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
 from paramserver.server.history import History
 from paramserver.server.session import Incoming, Session
@@ -342,11 +343,22 @@ class Run:
         if not session.knows_layout:
             session.knows_layout = True
             session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
+        messages = [] if self.store.elastic is None else self._own_of(self.store, self.store.elastic, session, grant)
         is_held = session.shares_memory or session.held == self.store.version
-        messages = self.store.answer(message, is_held)
+        messages += self.store.answer(message, is_held)
         if not is_held:
             session.sent += self.store.theta.nbytes
         session.send(*messages)
+
+    def _own_of(self, store: Store, elastic: Elastic, session: Session, grant: ev.Grant) -> list[bytes]:
+        """Return the parameters of the granted shards that the worker does not have from its own last push."""
+        messages = []
+        for _, shard, epoch, step in grant.assignments:
+            if elastic.pushed(shard) != session.asked.get(shard):
+                messages += store.own_of(shard)
+            session.asked[shard] = epoch, step
+        session.sent += sum(map(len, messages))
+        return messages
 
     def _revoke(self, worker: str, shard: int) -> None:
         session = self._sessions.get(worker)

@@ -50,6 +50,8 @@ class Session:
     shares_memory: bool = False
     #: Where the worker lays its contributions, by shard.
     slots: dict[int, Segment] = field(default_factory=dict)
+    #: Elastic averaging: lease epoch and step for which it was last asked, by shard.
+    asked: dict[int, tuple[int, int]] = field(default_factory=dict)
     knows_census: bool = False
     knows_layout: bool = False
     #: Tensor bytes.
@@ -96,6 +98,6 @@ class Session:
         """Forget what belonged to an earlier job."""
         self.incoming = self.discarding = self.held = None
         self.initial, self.initial_layout = [], []
-        self.slots = {}
+        self.slots, self.asked = {}, {}
         self.knows_census = self.knows_layout = False
         self.received = self.sent = 0

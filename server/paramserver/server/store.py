@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from paramserver.server.compensation import DelayCompensation
+from paramserver.server.elastic import Elastic
 from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
@@ -46,6 +47,7 @@ class Store:
             self.theta[start : start + values.size] = values
             start += values.size
         self.version = 0
+        self.elastic = Elastic() if job.train.local_update == "elastic" else None
         self.chunk = CHUNK_BYTES // layout.dtype.itemsize
         self.update = Update(job, layout, self.chunk, total_steps)
         self.restage(job)
@@ -53,13 +55,20 @@ class Store:
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
-        """What the optimizer remembers, by name: flat vectors as long as θ, which change with the next update."""
-        return dict(self.update.state._asdict())
+        """What the optimizer remembers, by name: flat vectors as long as θ, which change with the next update.
+
+        In elastic averaging the parameters of every shard are among them.
+        """
+        state = dict(self.update.state._asdict())
+        return state if self.elastic is None else state | self.elastic.state
 
     def restore(self, version: int, optimizer_state: Mapping[str, Array]) -> None:
         """Take the parameters given so far for those of `version`, whose optimizer state is this."""
         self.version = version
-        self.update.state = type(self.update.state)(**optimizer_state)
+        state = self.update.state
+        self.update.state = type(state)(**{name: optimizer_state[name] for name in state._fields})
+        if self.elastic is not None:
+            self.elastic.restore(optimizer_state)
 
     def cut(self, vector: Array) -> list[Array]:
         """Return a whole vector as its chunks."""
@@ -71,7 +80,7 @@ class Store:
         in_rounds = train.mode == "sync"
         #: False if whoever reads θ in shared memory may take its time, see above.
         self.moves = not in_rounds or train.quorum > 0
-        apart = self.moves or train.is_robust
+        apart = self.moves or train.is_robust or train.local_update == "elastic"
         self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
@@ -85,6 +94,8 @@ class Store:
         """Update θ with the contributions, see `Update.apply`."""
         shards = [c.shard for c in contributions]
         chunks = self.incoming.take(shards)
+        if self.elastic is not None:
+            chunks = self.elastic.distances(chunks, contributions, self.theta)
         correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
         if self._segment is not None:
             self._segment.sequence[0] += 1
@@ -112,6 +123,15 @@ class Store:
             self._encoded = [self._encode(start) for start in range(0, last, self.chunk)]
         message.work.offset = last
         return [*self._encoded, encode(message, self.theta[last:])]
+
+    def own_of(self, shard: int) -> list[bytes]:
+        """Return the messages that tell a worker where the shard is in elastic averaging."""
+        own = None if self.elastic is None else self.elastic.own(shard)
+        if own is None:
+            return [encode(pb.ServerMessage(own=pb.Own(shard=shard)))]
+        starts = range(0, own.size, self.chunk)
+        headers = (pb.ServerMessage(own=pb.Own(shard=shard, offset=start)) for start in starts)
+        return [encode(header, own[start : start + self.chunk]) for start, header in zip(starts, headers, strict=True)]
 
     def _encode(self, start: int) -> bytes:
         header = pb.ServerMessage(work=pb.Work(version=self.version, offset=start))

@@ -178,6 +178,8 @@ class Trainer:
         self._learner: Learner | None = None
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
+        #: Elastic averaging: the parameters of a shard that are coming in.
+        self._own: Array = np.empty(0)
         self._heartbeat_s = 0.0
         self._chunk_bytes = 0
         self._last_step_s = float("inf")
@@ -195,6 +197,8 @@ class Trainer:
         """
         self.joined = False
         self._replica = self._outgoing = None
+        if self._learner is not None:
+            self._learner.own.clear()
         await stream.send(pb.WorkerMessage(join=self._identity.join()))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
@@ -235,6 +239,8 @@ class Trainer:
             case "layout":
                 self._replica = Replica(message.layout, self._job.train.dtype)
                 self._outgoing = Outgoing(self._replica)
+            case "own":
+                self._take_own(message.own, payload)
             case "refusal":
                 refusal = message.refusal
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
@@ -276,6 +282,20 @@ class Trainer:
             moments = Moments.from_flat(census.rows, np.frombuffer(payload, dtype="<f8"))
         if self._learner is not None:
             self._learner.prepare(census.classes, moments)
+
+    def _take_own(self, own: pb.Own, payload: memoryview) -> None:
+        """Take where a shard is in elastic averaging, chunk by chunk."""
+        if self._replica is None:
+            raise ProtocolError("the server sent a shard's parameters without a layout")
+        learner, layout = self._current_learner, self._replica.layout
+        if not payload.nbytes:
+            learner.own.pop(own.shard, None)
+            return
+        values = read_values(payload, layout.dtype, own.offset, layout.size)
+        if own.offset == 0:
+            self._own = np.empty(layout.size, layout.dtype)
+            learner.own[own.shard] = layout.views(self._own)
+        self._own[own.offset : own.offset + values.size] = values
 
     async def _take_work(self, stream: Stream, work: pb.Work, payload: memoryview) -> None:
         replica = self._replica

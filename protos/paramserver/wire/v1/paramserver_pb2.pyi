@@ -35,7 +35,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "payload")
+    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "own", "payload")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     CENSUS_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class ServerMessage(_message.Message):
     WORK_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     job: JobStarted
@@ -51,8 +52,9 @@ class ServerMessage(_message.Message):
     work: Work
     refusal: Refusal
     ended: JobEnded
+    own: Own
     payload: bytes
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned")
@@ -157,6 +159,14 @@ class Work(_message.Message):
     last: bool
     assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
     def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ...) -> None: ...
+
+class Own(_message.Message):
+    __slots__ = ("shard", "offset")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    offset: int
+    def __init__(self, shard: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("kind", "shard", "epoch", "step")
