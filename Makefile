@@ -29,7 +29,7 @@ bench: $(READY) ## measure rounds and updates (about ten minutes on an idle mach
 	$(BIN)/python benchmarks/rounds.py --write
 	$(BIN)/python benchmarks/apply.py
 
-EXPERIMENTS := delays local_steps byzantine
+EXPERIMENTS := stragglers delays local_steps byzantine
 
 experiments: $(READY) ## repeat the studies of docs/experiments.md (under a quarter of an hour on two cores)
 	@for name in $(EXPERIMENTS); do echo "$$name" && $(BIN)/python -m experiments.$$name --write || exit 1; done

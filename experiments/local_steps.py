@@ -20,24 +20,20 @@ from paramserver.wire.job import Job
 SHARDS, TARGET, RATE = 8, 0.95, 0.2
 STEPS = (1, 4, 16, 64)
 #: Batches of every shard before a run is given up.
-MOST_BATCHES = 12_800
+MOST_BATCHES = 6_400
 
 CUTS: dict[str, float | None] = {"alike": None, "skewed": 0.1}
-#: By name: what is pushed, and what the server does with it.
-WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "averaging": ({"local_update": "difference", "local_learning_rate": RATE}, {"learning_rate": 1.0}),
-    "accumulated gradient": ({"local_update": "gradient", "local_learning_rate": RATE}, {"learning_rate": RATE}),
+LOCAL = {"local_learning_rate": RATE}
+#: By name: what is pushed, and how far the server goes with it.
+WAYS: dict[str, tuple[dict[str, Any], float]] = {
+    "averaging": ({"local_update": "difference"}, 1.0),
+    "elastic": ({"local_update": "elastic", "elasticity": 0.5}, 1.0),
 }
 
 
 def make_job(seed: int, way: str, steps: int, skew: float | None, most_batches: int) -> Job:
     """Return a perceptron with one hidden layer on the digits."""
-    train, optimizer = WAYS[way]
-    if way == "accumulated gradient":
-        # The sum of the gradients, as Downpour SGD pushes it.
-        optimizer = {"learning_rate": RATE * steps}
-        if steps == 1:
-            train = {}
+    train, rate = WAYS[way]
     return Job.from_dict(
         {
             "task": {"use": "mlp", "options": {"hidden": [32]}},
@@ -48,8 +44,8 @@ def make_job(seed: int, way: str, steps: int, skew: float | None, most_batches: 
                 "batch_size": 16,
                 "label_skew": skew,
             },
-            "train": {"steps": most_batches // steps, "seed": seed, "local_steps": steps, **train},
-            "optimizer": optimizer,
+            "train": {"steps": most_batches // steps, "seed": seed, "local_steps": steps, **LOCAL, **train},
+            "optimizer": {"learning_rate": rate},
         }
     )
 

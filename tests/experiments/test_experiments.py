@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 report = importlib.import_module("experiments.report")
 
-EXPERIMENTS = ("byzantine", "delays", "local_steps")
+EXPERIMENTS = ("byzantine", "delays", "local_steps", "stragglers")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
