@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -47,7 +47,8 @@ class Update:
         self._places = [slice(start, min(start + chunk, layout.size)) for start in starts]
         self._measures = job.optimizer.clip_norm > 0 or job.stop.tolerance > 0
         threads = max(1, min(MAX_THREADS, len(self._places) // CHUNKS_PER_THREAD))
-        self._pool = ThreadPoolExecutor(threads, "update") if threads > 1 else None
+        #: The first share is the calling thread's own.
+        self._pool = ThreadPoolExecutor(threads - 1, "update") if threads > 1 else None
         share = -(-len(self._places) // threads)
         self._shares = [range(i, min(i + share, len(self._places))) for i in range(0, len(self._places), share)]
         block = min(chunk, layout.size)
@@ -133,10 +134,14 @@ class Update:
 
     def _spread(self, work: Callable[[int], None]) -> None:
         """Run `work` for every share, on all threads."""
-        if self._pool is None:
+        others = [] if self._pool is None else [self._pool.submit(work, n) for n in range(1, len(self._shares))]
+        try:
             work(0)
-        else:
-            list(self._pool.map(work, range(len(self._shares))))
+        finally:
+            # Nobody may go on while a thread still writes.
+            wait(others)
+        for other in others:
+            other.result()
 
     def _update_by_tensor(self, theta: Array, layerwise: Layerwise, gradient: Array, info: StepInfo) -> None:
         """Update θ with a learning rate scaled for each tensor by the norms of all of it."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,7 @@ def over_sockets(size: int, workers: int, rounds: int) -> Floor:
         for process in processes:
             process.start()
         streams = [_without_delay(listener.accept()[0]) for _ in processes]
-        before = _cpu_s()
+        before = time.process_time()
         gradients = [np.full(size, 0, np.float32) for _ in streams]
         theta, total = np.full(size, 0, np.float32), np.full(size, 0, np.float32)
         run = pool.map if size >= SMALL else map
@@ -53,32 +52,39 @@ def over_sockets(size: int, workers: int, rounds: int) -> Floor:
             np.subtract(theta, total, out=theta)
             list(run(lambda stream: stream.sendall(theta.data), streams))
             rounds_s.append(time.perf_counter() - started)
+        cpu_s = time.process_time() - before
+        used = np.empty(1)
         for stream in streams:
+            _receive(stream, used)
+            cpu_s += float(used[0])
             stream.close()
         for process in processes:
             process.join()
-    return Floor(rounds_s, _cpu_s() - before)
+    return Floor(rounds_s, cpu_s)
 
 
 def through_memory(size: int, workers: int, rounds: int) -> Floor:
     """Time the copying of as many bytes as a round in shared memory touches: every gradient, θ read and written."""
     source, target = np.full(size, 1, np.float32), np.full(size, 0, np.float32)
-    before, rounds_s = _cpu_s(), []
+    before, rounds_s = time.process_time(), []
     for _ in range(rounds):
         started = time.perf_counter()
         # One copy reads and writes a vector.
         for _ in range(workers // 2 + 1):
             np.copyto(target, source)
         rounds_s.append(time.perf_counter() - started)
-    return Floor(rounds_s, _cpu_s() - before)
+    return Floor(rounds_s, time.process_time() - before)
 
 
 def _send_and_receive(port: int, size: int, rounds: int) -> None:
     gradient, theta = np.full(size, 1e-3, np.float32), np.full(size, 0, np.float32)
     with _without_delay(socket.create_connection(("127.0.0.1", port))) as stream:
+        # Starting Python is no part of a round.
+        before = time.process_time()
         for _ in range(rounds):
             stream.sendall(gradient.data)
             _receive(stream, theta)
+        stream.sendall(np.array([time.process_time() - before]).data)
 
 
 def _receive(stream: socket.socket, into: Array) -> None:
@@ -93,8 +99,3 @@ def _receive(stream: socket.socket, into: Array) -> None:
 def _without_delay(stream: socket.socket) -> socket.socket:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return stream
-
-
-def _cpu_s() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
