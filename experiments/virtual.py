@@ -75,8 +75,9 @@ class Simulation:
     def run(self, after_update: Callable[[Simulation], bool] = lambda _: False) -> Simulation:
         """Train until the job ends, or until `after_update`, called after every update of θ, returns True."""
         self._stop_if = after_update
-        for name in self._workers:
-            self._feed(ev.Joined(name), ev.Pulled(name))
+        # All are there before the first one is given work, so that nobody begins with the shards of others.
+        self._feed(*map(ev.Joined, self._workers))
+        self._feed(*map(ev.Pulled, self._workers))
         while self._computing and not self.engine.ended and not self._stopped:
             self.now, _, name, assignment, version, theta, asks = heapq.heappop(self._computing)
             self._push(name, assignment, version, theta)
