@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PROTO := protos/paramserver/wire/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench experiments check lint types proto check-proto clean
+.PHONY: help setup demo test bench experiments kills leaks soak check lint types proto check-proto clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,10 +29,24 @@ bench: $(READY) ## measure rounds and updates (about ten minutes on an idle mach
 	$(BIN)/python benchmarks/rounds.py --write
 	$(BIN)/python benchmarks/apply.py
 
-EXPERIMENTS := stragglers delays local_steps byzantine
+EXPERIMENTS := stragglers delays compression local_steps byzantine
 
 experiments: $(READY) ## repeat the studies of docs/experiments.md (under a quarter of an hour on two cores)
 	@for name in $(EXPERIMENTS); do echo "$$name" && $(BIN)/python -m experiments.$$name --write || exit 1; done
+
+# The bits four times fifty kills over one transport or both at once; in async mode every step is counted.
+kills: $(READY) ## 200 kill -9 of servers and workers over both transports, with freezes and faulty messages
+	@set -e; for how in "--seed 1 --transport auto" "--seed 2 --transport stream" "--seed 3 --transport mixed" \
+	    "--seed 4 --transport mixed" "--seed 5 --mode async"; do \
+	    echo "paramserver chaos examples/chaos.toml --kills 50 $$how"; \
+	    $(BIN)/paramserver chaos examples/chaos.toml --kills 50 $$how --run "$$(mktemp -d)/run" 2>/dev/null; done
+
+SECONDS ?= 3600
+soak: $(READY) ## SECONDS (an hour) of jobs with kill -9 of workers: flat memory and descriptors?
+	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
+
+leaks: $(READY) ## 200 kill -9 of workers that share memory: does anything stay behind?
+	$(BIN)/python benchmarks/soak.py --kills 200 --pause 0.3
 
 check: lint types check-proto ## lint, types and the stub check
 

@@ -22,6 +22,7 @@ from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, pack
 from paramserver.wire.moments import Moments, combine
 from paramserver.worker.batches import Batch
+from paramserver.worker.encoder import Encoder
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
 from paramserver.worker.shard import Survey, open_test
@@ -45,10 +46,13 @@ class Simulation:
         self.job = job
         self.engine = Engine(job)
         self.now = 0.0
+        #: How many contributions were pushed, and their tensor bytes as they would travel.
+        self.contributions = self.pushed_bytes = 0
         self._workers = {f"w{number}": worker for number, worker in enumerate(workers)}
         self._checked = checked
         self._learner = Learner(job)
         self._store: Store | None = None
+        self._encoder: Encoder | None = None
         self._surveys: dict[int, Survey] = {}
         self._events: deque[ev.Event] = deque()
         #: (time, order, worker, assignment, version, θ then, whether the worker asks for more afterwards)
@@ -66,6 +70,11 @@ class Simulation:
         """Views of θ as it is now."""
         store = self._parameters
         return store.layout.views(store.theta)
+
+    @property
+    def size(self) -> int:
+        """How many parameters there are."""
+        return self._parameters.layout.size
 
     @property
     def _parameters(self) -> Store:
@@ -150,6 +159,8 @@ class Simulation:
         flat = np.empty(layout.size, layout.dtype)
         pack(arrays, layout.views(flat))
         self._store = Store(self.job, layout, [flat], self.engine.total_steps)
+        if self.job.wire.push != "full":
+            self._encoder = Encoder(self.job, layout, self._store.chunk)
 
     def _push(self, name: str, assignment: ev.Assignment, version: int, theta: Array) -> None:
         store, shard, step = self._parameters, assignment.shard, assignment.step
@@ -165,6 +176,13 @@ class Simulation:
         if alter is not None:
             flat = alter(flat, shard, step)
         flat *= samples
+        self.contributions += 1
+        if self._encoder is None:
+            self.pushed_bytes += flat.nbytes
+        else:
+            self.pushed_bytes += sum(
+                piece.nbytes for _, piece in self._encoder.encode(flat, shard, step, in_place=True)
+            )
         contribution = ev.Contribution(name, shard, assignment.epoch, step, version, samples, loss)
         if self._checked and store.update.first_not_finite(flat) is not None:
             self._feed(ev.Misbehaved(name, shard, step, "the contribution is not finite"))

@@ -18,7 +18,7 @@ ROOTS = {"wire": "protos", "server": "server", "worker": "worker", "client": "cl
 ALLOWED = {"wire": set(), "server": {"wire"}, "worker": {"wire"}, "client": {"wire", "server", "worker"}}
 
 #: Modules of the server that decide and do nothing else.
-CORE = ("engine", "enginestate", "leases", "policies", "events")
+CORE = ("engine", "enginestate", "leases", "pace", "policies", "waits", "events")
 
 
 def sources(part: str) -> list[Path]:

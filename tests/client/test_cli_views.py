@@ -66,6 +66,22 @@ def test_the_view_shows_job_workers_and_whom_the_barrier_waits_for(status: pb.St
     assert late.split() == ["w1", "0,", "2", "7", "1", "14", "0", "2.5", "s", "ready"]
 
 
+def test_the_view_says_what_was_refused_of_whom_and_why_somebody_waits(status: pb.StatusReply) -> None:
+    status.workers[0].waits = "shard 1 at step 8 waits: round 7 misses shards 0, 2"
+    status.workers[1].reasons["not_finite"] = 2
+    status.left.append(pb.WorkerStatus(name="gone", rejected=3, reasons={"norm": 3}))
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(render(status))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "ready; shard 1 at step 8 waits: round 7 misses shards 0, 2" in shown
+    assert "ready; refused: 2 not_finite" in shown
+    assert "of gone, which left: 3 norm" in shown
+    found = summary(status)
+    assert found["workers"][0]["waits"] == status.workers[0].waits
+    assert found["workers"][1]["reasons"] == {"not_finite": 2}
+    assert found["left"] == [{"name": "gone", "pushes": 0, "rejected": 3, "reasons": {"norm": 3}}]
+
+
 def test_the_view_takes_brackets_in_names_as_they_are(status: pb.StatusReply) -> None:
     status.workers[0].name = "[red]w[/red]"
     status.waiting_for[0].reason = "[bold]"

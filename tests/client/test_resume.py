@@ -112,6 +112,12 @@ def test_chaos_passes_and_tells_what_it_did(tmp_path: Path, job: Job) -> None:
     assert sum(verdict.kills.values()) == 4
     assert sum("kill -9" in line for line in told) == 4
     assert verdict.freezes == sum("freeze" in line for line in told) > 0
+    assert verdict.lost == sum("lose a push" in line for line in told)
+    assert verdict.repeated == sum("twice" in line for line in told)
+    assert verdict.lost + verdict.repeated > 0
+    # What the proxy was asked for it did, but for what was still due when the job was done.
+    did = (tmp_path / "run" / "disturbed" / "logs" / "proxy.log").read_text().splitlines()
+    assert len([line for line in did if line.startswith(("lose", "repeat"))]) >= verdict.lost + verdict.repeated - 1
 
 
 def test_the_seed_chooses_when_and_whom() -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 report = importlib.import_module("experiments.report")
 
-EXPERIMENTS = ("byzantine", "delays", "local_steps", "stragglers")
+EXPERIMENTS = ("byzantine", "delays", "local_steps", "stragglers", "compression")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -105,6 +105,17 @@ def test_a_worker_written_from_the_proto_alone_trains(control: Control, join: Ca
     honest(worker, control, work, flat(THETA))
 
 
+#: Under what a lie is counted, if not as malformed.
+COUNTED_AS = {
+    "nan": "not_finite",
+    "inf": "not_finite",
+    "no samples": "numbers",
+    "too many samples": "numbers",
+    "loss nan": "numbers",
+    "version of the future": "numbers",
+    "shard that does not exist": "unknown_shard",
+}
+
 LIES: dict[str, tuple[dict[str, Any], Array, list[str]]] = {
     "nan": ({}, np.array([1.0, 2.0, 3.0, math.nan]), ["tensor 'b' holds nan at element 0"]),
     "inf": ({}, np.array([1.0, -math.inf, 3.0, 4.0]), ["tensor 'w' holds -inf at element 1"]),
@@ -142,10 +153,44 @@ def test_a_lie_is_refused_by_name_and_leaves_no_trace(
         assert "worker raw, shard 0, step 0" in refusal.reason
     assert control.bits() == before
     status = control.status()
-    assert (list(status.clock), status.rejected["invalid"]) == ([0, 0], 1)
+    counted = {COUNTED_AS.get(lie, "malformed"): 1}
+    assert (list(status.clock), status.rejected, status.workers[0].reasons) == ([0, 0], counted, counted)
     worker.pull(held=0)
     work, _ = worker.work()
     honest(worker, control, work, flat(THETA))
+
+
+def test_contributions_beyond_the_norm_bound_are_refused_and_in_the_end_their_worker(
+    control: Control, join: Callable[[str], RawWorker]
+) -> None:
+    """The bound is on the mean over 10 examples: sums of norm 20 are within it, and of norm 20.1 are not."""
+    giant = join("giant")
+    control.submit(job(refuse_norm=2.0) | {"server": {"max_bad_pushes": 2, "lease_s": 30.0}})
+    giant.expect("job")
+    work, _ = giant.begin(2, THETA)
+    worker = join("raw")
+    before = control.bits()
+    for number in (1, 2):
+        giant.push(work, 0, np.full(SIZE, 10.05))
+        refusal = giant.expect("refusal").refusal
+        assert refusal.code == pb.Refusal.INVALID
+        assert "the mean gradient has norm 2.01, refuse_norm is 2" in refusal.reason
+        assert control.status().rejected == {"norm": number}
+        if number == 1:
+            giant.pull(held=0)
+            work, _ = giant.work()
+    assert control.bits() == before
+    states = {w.name: w.state for w in control.status().workers}
+    assert states["giant"].startswith("failed: 2 bad pushes, the last: push of worker giant, shard 1, step 0: the mean")
+    giant.close()
+    until(lambda: control.status().left, "the giant to be gone")
+    (left,) = control.status().left
+    assert (left.name, left.reasons) == ("giant", {"norm": 2})
+    worker.expect("job")
+    worker.pull()
+    work, _ = worker.work()
+    worker.push(work, 0, np.full(SIZE, 10.0), pull=False)
+    assert control.status().rejected == {"norm": 2}
 
 
 def test_contributions_in_one_message_count_one_by_one(control: Control, join: Callable[[str], RawWorker]) -> None:

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from paramserver.server import events as ev
-from paramserver.server.engine import MAX_BAD_PUSHES, Engine
+from paramserver.server.engine import Engine
 from paramserver.server.events import Assignment, Code, Contribution, Kind
 from paramserver.wire.job import Job
 
 LEASE_S = 10.0
+STUCK_S = 20.0
+MAX_BAD_PUSHES = 3
 NAMES = [f"w{i}" for i in range(6)]
 ROWS = 50
 
@@ -74,6 +76,13 @@ class Naive:
         self.connected: dict[str, tuple[frozenset[int] | None, frozenset[int]]] = {}
         self.last_heard: dict[str, float] = {}
         self.silent: set[str] = set()
+        #: How often each was told to give a sign of life.
+        self.heartbeat_s: dict[str, float] = {}
+        #: Since when each owes a pull.
+        self.owes_since: dict[str, float] = {}
+        self.stuck: set[str] = set()
+        #: What those could read that ever were here.
+        self.readers: dict[str, frozenset[int] | None] = {}
         self.failed: set[str] = set()
         self.invalid: dict[str, int] = defaultdict(int)
         self.asked: set[str] = set()
@@ -86,7 +95,19 @@ class Naive:
         return self.initialised and not self.over
 
     def usable(self) -> list[str]:
-        return [w for w in self.connected if w not in self.silent and w not in self.failed]
+        return [w for w in self.connected if w not in self.silent | self.failed | self.stuck]
+
+    def is_hopeless(self) -> bool:
+        """Can too many shards be read only by workers that have failed?"""
+        lost = 0
+        for shard in range(self.shards):
+            may = [
+                w
+                for w, accepts in self.readers.items()
+                if (accepts is None or shard in accepts) and self.pins.get(shard, w) == w
+            ]
+            lost += bool(may) and all(w in self.failed for w in may)
+        return self.shards - lost < ((self.policy.mode == "sync" and self.policy.quorum) or self.shards)
 
     def clock(self, shard: int) -> int:
         return sum(1 for settled_shard, _ in [*self.counted, *self.missed] if settled_shard == shard)
@@ -186,7 +207,8 @@ class EngineMachine(RuleBasedStateMachine):
         expected_updates = []
         expected_to_count = []
         for c in event.contributions if isinstance(event, ev.Pushed) else ():
-            expected_to_count.append(model.must_count(c))
+            # One contribution of a message may end the job for the next.
+            expected_to_count.append(model.must_count(c) and model.slowest() < model.total)
             updates = model.count(c) if expected_to_count[-1] else []
             model.applied += [(c.shard, c.step) for _, contributions in updates for c in contributions]
             expected_updates += updates
@@ -200,7 +222,7 @@ class EngineMachine(RuleBasedStateMachine):
                 if counts:
                     assert next(kept, None) == ev.Keep(c.shard, c.step)
                 else:
-                    self.check_refusal(c, next(refusals), over)
+                    self.check_refusal(c, next(refusals), over or any(isinstance(e, ev.End) for e in effects))
             assert not [*kept, *refusals]
             if event.pull and not over:
                 self.give_up(event.contributions[0].worker)
@@ -208,7 +230,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.check(event, effect)
         if over:
             assert all(isinstance(e, ev.Refuse) for e in effects)
-        elif model.failed > failed and not model.usable():
+        elif model.failed > failed and (not model.usable() or model.is_hopeless()):
             assert model.over == "failed", "nobody is left to do the job"
         self.checking = False
         return effects
@@ -231,13 +253,18 @@ class EngineMachine(RuleBasedStateMachine):
     def give_up(self, worker: str) -> None:
         """A pull gives up what the worker was assigned and did not push."""
         self.model.asked.add(worker)
+        self.model.stuck.discard(worker)
         for shard in [s for s, ticket in self.model.open.items() if ticket.worker == worker]:
             del self.model.open[shard]
 
     def check(self, event: ev.Event, effect: ev.Effect) -> None:
         model = self.model
         match effect:
-            case ev.Grant(worker, version, assignments):
+            case ev.Grant(worker, version, assignments, heartbeat_s):
+                if heartbeat_s is not None:
+                    assert 0.5 <= heartbeat_s <= LEASE_S / 3
+                    model.heartbeat_s[worker] = heartbeat_s
+                model.owes_since[worker] = self.now
                 assert worker in model.usable()
                 assert worker in model.asked, "nobody is answered who did not ask"
                 assert assignments
@@ -256,6 +283,11 @@ class EngineMachine(RuleBasedStateMachine):
                         model.asked.discard(worker)
             case ev.Revoke(worker, shard, epoch, reason):
                 assert reason
+                if reason.endswith("it is stuck"):
+                    assert isinstance(event, ev.Tick)
+                    assert worker not in model.asked
+                    assert self.now - model.owes_since[worker] >= STUCK_S
+                    model.stuck.add(worker)
                 model.revoked.add((shard, epoch))
                 ticket = model.open.get(shard)
                 if ticket is not None and ticket.worker == worker:
@@ -270,7 +302,7 @@ class EngineMachine(RuleBasedStateMachine):
                     assert model.slowest() == model.total
                 elif status == "failed":
                     assert model.failed
-                    assert not model.usable()
+                    assert not model.usable() or model.is_hopeless()
             case _:
                 pass
 
@@ -316,7 +348,11 @@ class EngineMachine(RuleBasedStateMachine):
                 model.pins[shard] = worker
             model.connected[worker] = (accepts, pinned)
             model.last_heard[worker] = self.now
+            model.heartbeat_s[worker] = LEASE_S / 3
+            model.owes_since[worker] = self.now
+            model.readers[worker] = accepts
             model.silent.discard(worker)
+            model.stuck.discard(worker)
             model.failed.discard(worker)
             model.asked.discard(worker)
             model.invalid[worker] = 0
@@ -349,6 +385,7 @@ class EngineMachine(RuleBasedStateMachine):
         del self.model.connected[worker]
         self.model.asked.discard(worker)
         self.model.silent.discard(worker)
+        self.model.stuck.discard(worker)
         self.in_hand[worker].clear()
         self.feed(ev.Left(worker, "it left"))
 
@@ -366,7 +403,9 @@ class EngineMachine(RuleBasedStateMachine):
     def work(self, worker: str, fused: bool) -> None:
         """An honest worker finishes what it was told longest ago, or all that it was told at once."""
         in_hand = self.in_hand[worker]
-        if fused and in_hand and all(ticket.assignment.kind is Kind.GRADIENT for ticket in in_hand):
+        # What it was told twice, because it had pulled in between, are two messages.
+        is_one_work = len({ticket.assignment.shard for ticket in in_hand}) == len(in_hand)
+        if fused and in_hand and is_one_work and all(t.assignment.kind is Kind.GRADIENT for t in in_hand):
             contributions = tuple(map(self.contribution, in_hand))
             in_hand.clear()
             self.pushed += contributions
@@ -485,7 +524,7 @@ class EngineMachine(RuleBasedStateMachine):
         model.asked.discard(worker)
         effects = self.feed(ev.Failed(worker, "no such file"))
         ends = [e for e in effects if isinstance(e, ev.End)]
-        assert bool(ends) == (not model.usable())
+        assert bool(ends) == (not model.usable() or model.is_hopeless())
         assert all(e.status == "failed" and "no such file" in e.reason and worker in e.reason for e in ends)
 
     @rule(dt=st.sampled_from([0.5, 4.0, 9.9, 10.0, 25.0]))
@@ -498,7 +537,9 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def tick(self) -> None:
         for worker, heard in self.model.last_heard.items():
-            if worker in self.model.connected and self.now - heard >= LEASE_S and not self.model.over:
+            # Three heartbeats as it was told, and never longer than a lease.
+            limit_s = min(LEASE_S, 3 * self.model.heartbeat_s.get(worker, math.inf))
+            if worker in self.model.connected and not self.model.over and self.now - heard >= limit_s:
                 self.model.silent.add(worker)
         self.feed(ev.Tick())
 
@@ -646,7 +687,7 @@ def make_job(policy: PolicyChoice, shards: int = 2, steps: int = 5, **stop: Any)
             "data": {"source": "anywhere", "shards": shards},
             "train": {"steps": steps, **policy._asdict()},
             "stop": stop,
-            "server": {"lease_s": LEASE_S},
+            "server": {"lease_s": LEASE_S, "stuck_s": STUCK_S},
         }
     )
 

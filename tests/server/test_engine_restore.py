@@ -202,9 +202,14 @@ def test_time_goes_on_where_it_stopped_and_pinned_shards_wait_for_their_worker()
     elapsed = world.now - world.engine.train_started
     again = restore(world, save(world))
     assert again.now - again.engine.train_started == elapsed
-    assert again.engine.next_deadline() == again.engine.train_started + 1000
     again.feed(ev.Joined("b"))
     assert [shard.holder for shard in again.engine.shards] == ["b", None, "b"]
+    again.now = again.engine.train_started + 990
+    again.feed(ev.Tick())
+    assert again.engine.phase == "train"
+    again.now = again.engine.train_started + 1000
+    again.feed(ev.Tick())
+    assert again.engine.phase == "done"
 
 
 def test_before_the_first_theta_and_after_a_failure_there_is_nothing_to_restore() -> None:

@@ -264,7 +264,12 @@ def test_a_switch_takes_the_open_round_back_and_recalls_what_is_being_computed()
     push(engine, 2)
     assert (engine.clocks, engine.samples) == ([1, 0, 1, 0], 64)
     train = make_job(mode="async").train
-    assert engine.handle(ev.PolicyChanged(train), 0.0) == [ev.Restage(train)]
+    *taken_back, restage = engine.handle(ev.PolicyChanged(train), 0.0)
+    assert [(e.shard, e.step, e.code) for e in taken_back if isinstance(e, ev.Refuse)] == [
+        (0, 0, Code.STALE),
+        (2, 0, Code.STALE),
+    ]
+    assert restage == ev.Restage(train)
     assert (engine.clocks, engine.samples, engine.version, +engine.staleness) == ([0] * 4, 0, 0, {})
     (refusal,) = push(engine, 1)
     assert isinstance(refusal, ev.Refuse)

@@ -57,7 +57,7 @@ BAD = [{"samples": 0}, {"loss": float("nan")}, {"version": 1}]
 def test_the_right_push_afterwards_counts_alone(numbers: dict[str, float]) -> None:
     training = Training()
     training.push(0, 1000.0, **numbers)
-    assert training.run.engine.workers["w"].rejected == {"invalid": 1}
+    assert training.run.engine.workers["w"].rejected == {"numbers": 1}
     # What was refused is given up, and assigned anew.
     training.pull()
     training.push(0, 1.0)

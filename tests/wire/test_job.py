@@ -141,8 +141,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "job: 'train.mode' is 'x'. Allowed: 'sync', 'async' or 'ssp'",
         "job: unknown key 'train.sed', did you mean 'seed'? "
         "Allowed: aggregate, byzantine, clip_contribution, delay_compensation, dtype, elasticity, epochs, "
-        "local_learning_rate, local_steps, local_update, max_delay, mode, quorum, reduce, seed, staleness, "
-        "staleness_scaling, steps, trim",
+        "local_learning_rate, local_steps, local_update, max_delay, mode, quorum, reduce, refuse_norm, seed, "
+        "staleness, staleness_scaling, steps, trim",
     ]
 
 

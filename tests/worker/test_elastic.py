@@ -14,8 +14,8 @@ from paramserver.server.snapshot import Snapshot
 from paramserver.wire.errors import JobError
 from paramserver.wire.job import Job
 from paramserver.worker.learner import Learner
-from paramserver.worker.trainer import Compute, Gradient
-from server.inprocess import Training, at_once
+from paramserver.worker.trainer import Compute, Gradient, Identity, Trainer
+from server.inprocess import DEADLINE_S, Pipe, Training, at_once
 from worker.test_localsteps import Simulation, make_job, result
 
 SHARDS, ROUNDS, H, RATE, ALPHA = 3, 6, 4, 0.2, 0.3
@@ -97,20 +97,36 @@ def test_a_server_that_begins_again_goes_on_to_the_same_bits(mode: str, dtype: s
 def test_a_worker_that_dies_leaves_its_shards_where_they_were() -> None:
     """What it had of its own is gone with it; another worker goes on with what the server kept."""
     job = elastic_job(0.5, dtype="float32", steps=20)
-    deaths: list[int] = []
-
-    def kill(training: Training) -> None:
-        version = training.run.engine.version
-        if version in (3, 9, 14) and version not in deaths:
-            deaths.append(version)
-            victim = f"w{len(deaths) % 2}"
-            assert training.run.engine.workers[victim].shards
-            training.run.feed(ev.Left(victim, "killed"))
-
+    disturbed = Training(job)
+    asyncio.run(train_with_deaths(disturbed, {3: "w1", 9: "w0", 14: "w1"}))
     undisturbed = Training(job).finish(at_once)
-    disturbed = Training(job, on_move=kill).finish(at_once, slower_local(3))
-    assert len(deaths) == 3
     assert result(disturbed).tobytes() == result(undisturbed).tobytes()
+
+
+async def train_with_deaths(training: Training, deaths: dict[int, str]) -> None:
+    """Train with two workers of different speed; who dies comes back with nothing but its name."""
+
+    def start(name: str) -> asyncio.Task[None]:
+        stream: Any = Pipe(training)
+        trainer = Trainer(Identity(name), compute=slower_local(3 if name == "w1" else 0))
+        return asyncio.create_task(trainer.follow(stream))
+
+    workers = {name: start(name) for name in ("w0", "w1")}
+    async with asyncio.timeout(DEADLINE_S):
+        while not training.run.engine.ended:
+            await asyncio.sleep(0)
+            due = [version for version in deaths if training.run.engine.version >= version]
+            for version in due:
+                name = deaths.pop(version)
+                assert training.run.engine.workers[name].shards
+                workers[name].cancel()
+                del training.sessions[name]
+                training.run.feed(ev.Left(name, "killed"))
+                workers[name] = start(name)
+    assert not deaths
+    for worker in workers.values():
+        worker.cancel()
+    await asyncio.gather(*workers.values(), return_exceptions=True)
 
 
 def slower_local(turns: int) -> Compute:
@@ -145,9 +161,16 @@ def test_what_was_refused_did_not_happen_to_the_shard() -> None:
         ({"reduce": "sum"}, "'elastic' needs reduce = 'mean'"),
         ({"mode": "async", "delay_compensation": 0.1}, "delay_compensation = 0.1 has no meaning"),
         ({"elasticity": 1.0}, "less than 1"),
+        ({"refuse_norm": 1.0}, "refuse_norm = 1 has no meaning"),
     ],
 )
 def test_what_makes_no_sense_is_refused(train: dict[str, Any], told: str) -> None:
     with pytest.raises(JobError) as refused:
         make_job({"learning_rate": 0.5}, **(LOCAL | train))
     assert told in str(refused.value)
+
+
+def test_a_codec_that_would_change_what_a_shard_has_is_refused() -> None:
+    tables = elastic_job(0.5, dtype="float32").model_dump()
+    with pytest.raises(JobError, match=r"wire\.push = 'bf16' does not go with train\.local_update = 'elastic'"):
+        Job.from_dict(tables | {"wire": {"push": "bf16"}})

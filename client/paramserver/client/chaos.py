@@ -1,4 +1,4 @@
-"""Trains a job twice, the second time under `kill -9` and frozen processes, and compares the bits."""
+"""Trains a job twice, the second time under `kill -9`, frozen processes and faulty messages, and compares the bits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from paramserver.client.connection.client import Update
 from paramserver.client.launch import LocalCluster
+from paramserver.client.proxy import LOSE, REPEAT
 from paramserver.client.training import Progress, Result, train
 from paramserver.wire.errors import RequestError
 from paramserver.wire.job import Job
@@ -41,6 +42,9 @@ class Verdict:
     #: Number of `kill -9` by process name.
     kills: dict[str, int]
     freezes: int
+    #: Messages between workers and server that were lost, with their stream, or came twice.
+    lost: int
+    repeated: int
     theta_sha256: str
     #: Of the run in which nothing happened; empty where the bits depend on the order of arrival (async, ssp).
     undisturbed_sha256: str
@@ -53,7 +57,8 @@ class Verdict:
 class Chaos:
     """Does harm at `kills` steps that the seed chooses; what it hits is chosen by the seed too.
 
-    Every kill takes one process, the server or a worker, and every other one is followed by the freezing of another.
+    Every kill takes one process, the server or a worker; every other one is followed by the freezing of another, and
+    those between by a message that is lost or comes twice.
     """
 
     def __init__(self, seed: int, kills: int, total_steps: int, narrate: Narrate) -> None:
@@ -63,10 +68,10 @@ class Chaos:
         self._narrate = narrate
         self._thawing: list[threading.Timer] = []
         self.kills: dict[str, int] = {}
-        self.freezes = 0
+        self.freezes = self.lost = self.repeated = 0
 
-    def strike(self, step: int, pids: dict[str, int]) -> None:
-        """Do what is due by now to the processes that run."""
+    def strike(self, step: int, pids: dict[str, int], proxy: int | None = None) -> None:
+        """Do what is due by now to the processes that run, and through the proxy to their messages."""
         alive = dict(pids)
         while self._due and step >= self._due[-1] and alive:
             self._due.pop()
@@ -76,6 +81,8 @@ class Chaos:
             self._narrate(f"step {step}: kill -9 {victim}")
             if alive and sum(self.kills.values()) % 2:
                 self._freeze(step, alive)
+            elif proxy is not None:
+                self._disturb(step, proxy)
 
     def end(self) -> None:
         """Wait until nobody is frozen any more."""
@@ -98,6 +105,16 @@ class Chaos:
         self._thawing.append(thaw)
         self.freezes += 1
 
+    def _disturb(self, step: int, proxy: int) -> None:
+        if self._chance.random() < 0.5:
+            self.lost += 1
+            self._narrate(f"step {step}: lose a push or an answer")
+            self._send(LOSE, proxy, "proxy")
+        else:
+            self.repeated += 1
+            self._narrate(f"step {step}: send a push or an answer twice")
+            self._send(REPEAT, proxy, "proxy")
+
     @staticmethod
     def _send(number: signal.Signals, pid: int, name: str) -> None:
         try:
@@ -115,11 +132,12 @@ def torment(
     base: str | Path | None = None,
     progress: Progress | None = None,
     narrate: Narrate = lambda _: None,
+    transport: str = "mixed",
 ) -> Verdict:
-    """Train a job undisturbed and then under `kills` random `kill -9`, and judge.
+    """Train a job undisturbed and then under `kills` random `kill -9`, freezes and faulty messages, and judge.
 
     In sync mode it passes if θ has the same bits. In async and ssp mode, where the order of arrival shows in the bits,
-    it passes if every step of every shard is counted once.
+    it passes if every step of every shard, and every example of it, is counted once.
 
     Args:
         job: what to train; it has to be one that its server keeps.
@@ -130,6 +148,7 @@ def torment(
         base: where relative paths of the job start.
         progress: called with every update of either run.
         narrate: called with every act.
+        transport: of the workers, see `LocalCluster`.
 
     Raises:
         RequestError: if the job keeps nothing, or as `train` does.
@@ -149,7 +168,7 @@ def torment(
         if progress is not None:
             progress(update)
         if update.points:
-            chaos.strike(update.points[-1].step, clusters[0].pids())
+            chaos.strike(update.points[-1].step, clusters[0].pids(), clusters[0].proxy_pid)
 
     try:
         found = train(
@@ -160,6 +179,8 @@ def torment(
             progress=look,
             restarts=2 * kills,
             started=clusters.append,
+            transport=transport,
+            proxy_seed=seed,
         )
     finally:
         chaos.end()
@@ -168,7 +189,17 @@ def torment(
     if passed and struck < kills:
         passed, reason = False, f"only {struck} of {kills} kills happened before the job ended; use a longer job"
     bits = calm.theta_sha256 if job.train.mode == "sync" else ""
-    return Verdict(passed, reason, seed, chaos.kills, chaos.freezes, found.theta_sha256, bits)
+    return Verdict(
+        passed=passed,
+        reason=reason,
+        seed=seed,
+        kills=chaos.kills,
+        freezes=chaos.freezes,
+        lost=chaos.lost,
+        repeated=chaos.repeated,
+        theta_sha256=found.theta_sha256,
+        undisturbed_sha256=bits,
+    )
 
 
 def _judge(job: Job, calm: Result, found: Result) -> tuple[bool, str]:
@@ -177,8 +208,12 @@ def _judge(job: Job, calm: Result, found: Result) -> tuple[bool, str]:
     versions = found.history[-1].version, calm.history[-1].version
     if versions[0] != versions[1]:
         return False, f"θ had {versions[0]} updates, undisturbed {versions[1]}"
+    samples = found.history[-1].samples, calm.history[-1].samples
+    if samples[0] != samples[1]:
+        return False, f"{samples[0]} examples were counted, undisturbed {samples[1]}"
     if job.train.mode != "sync":
-        return True, f"every shard's {found.steps} steps are counted once, {versions[0]} updates in all"
+        counted = f"{versions[0]} updates and {samples[0]} examples in all"
+        return True, f"every shard's {found.steps} steps are counted once, {counted}"
     if found.theta_sha256 != calm.theta_sha256:
         return False, f"θ differs: {found.theta_sha256}, undisturbed {calm.theta_sha256}"
     return True, "the same bits as the undisturbed run"

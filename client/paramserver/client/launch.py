@@ -40,7 +40,8 @@ class LocalCluster:
         base: where relative paths of jobs start for the workers.
         state: where the server keeps its job; with it, a server that dies is started again and goes on.
         restarts: how often each process is started again.
-        transport: `auto`, or `stream` to keep tensors out of shared memory.
+        transport: `auto`, `stream` to keep tensors out of shared memory, or `mixed` for workers that take turns.
+        proxy_seed: put a `paramserver.client.proxy` with this seed between the workers and the server.
 
     Raises:
         JobFailed: on entry, if the server does not start; the message holds the end of its log.
@@ -54,8 +55,11 @@ class LocalCluster:
         state: Path | None = None,
         restarts: int = MAX_RESTARTS,
         transport: str = "auto",
+        proxy_seed: int | None = None,
     ) -> None:
         self._transport = transport
+        self._proxy_seed = proxy_seed
+        self._proxy: LocalProcess | None = None
         self._count, self._logs, self._base, self._state = workers, logs, base, state
         self._supervisor = Supervisor(logs / "supervisor.log", restarts)
         self._server: LocalProcess | None = None
@@ -66,17 +70,18 @@ class LocalCluster:
     def __enter__(self) -> Self:
         try:
             self._server, self.address = self._start_server()
+            address = self.address if self._proxy_seed is None else self._start_proxy(self._proxy_seed)
             for number in range(self._count):
                 name = f"worker-{number}"
                 arguments = (
                     "--server",
-                    self.address,
+                    address,
                     "--name",
                     name,
                     "--base",
                     str(self._base),
                     "--transport",
-                    self._transport,
+                    ("auto", "stream")[number % 2] if self._transport == "mixed" else self._transport,
                 )
                 self._workers.append(LocalProcess(name, self._logs, "paramserver.worker", *arguments))
         except BaseException:
@@ -112,6 +117,8 @@ class LocalCluster:
         # A server that kept nothing would come back without the job.
         if server is not None and not server.alive and not (self._state and self._supervisor.revive(server)):
             raise JobFailed(server.epitaph())
+        if self._proxy is not None and not self._proxy.alive:
+            raise JobFailed(self._proxy.epitaph())
         going_on = [self._supervisor.revive(worker) for worker in self._workers]
         if self._workers and not any(going_on):
             raise JobFailed("\n".join(worker.epitaph() for worker in self._workers))
@@ -121,9 +128,14 @@ class LocalCluster:
         members = [self._server, *self._workers] if self._server is not None else self._workers
         return {member.name: member.process.pid for member in members if member.alive}
 
+    @property
+    def proxy_pid(self) -> int | None:
+        """The process id of the proxy, if there is one."""
+        return None if self._proxy is None else self._proxy.process.pid
+
     def stop(self) -> None:
         """End the workers, then the server: politely first, by force when that takes too long or is interrupted."""
-        servers = [self._server] if self._server is not None else []
+        servers = [process for process in (self._proxy, self._server) if process is not None]
         try:
             for group in (self._workers, servers):
                 for member in group:
@@ -147,17 +159,29 @@ class LocalCluster:
         keep = () if self._state is None else ("--state", str(self._state))
         arguments = ("--listen", "127.0.0.1:0", "--address-file", str(file), *keep)
         server = self._server = LocalProcess("server", self._logs, "paramserver.server", *arguments)
-        deadline = time.monotonic() + START_S
-        while not file.exists():
-            if time.monotonic() > deadline:
-                raise JobFailed(f"the server has not started within {START_S:g} s; see {self._logs}")
-            try:
-                # Doubles as the pause between two looks, and ends at once if the server dies.
-                server.process.wait(_LOOK_S)
-            except subprocess.TimeoutExpired:
-                continue
-            raise JobFailed(server.epitaph())
-        address = file.read_text(encoding="utf-8").strip()
+        address = _wait_for_address(server, file)
         # Started again, it must be where the workers look for it.
         server.arguments = ("--listen", address, *keep)
         return server, address
+
+    def _start_proxy(self, seed: int) -> str:
+        file = self._logs / "proxy.address"
+        file.unlink(missing_ok=True)
+        arguments = ("--server", self.address, "--seed", str(seed), "--address-file", str(file))
+        self._proxy = LocalProcess("proxy", self._logs, "paramserver.client.proxy", *arguments)
+        return _wait_for_address(self._proxy, file)
+
+
+def _wait_for_address(process: LocalProcess, file: Path) -> str:
+    """Return what a process writes to a file once it listens."""
+    deadline = time.monotonic() + START_S
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise JobFailed(f"{process.name} has not started within {START_S:g} s; see {file.parent}")
+        try:
+            # Doubles as the pause between two looks, and ends at once if the process dies.
+            process.process.wait(_LOOK_S)
+        except subprocess.TimeoutExpired:
+            continue
+        raise JobFailed(process.epitaph())
+    return file.read_text(encoding="utf-8").strip()

@@ -94,6 +94,8 @@ def train(
     progress: Progress | None = None,
     restarts: int = MAX_RESTARTS,
     started: Callable[[LocalCluster], None] | None = None,
+    transport: str = "auto",
+    proxy_seed: int | None = None,
 ) -> Result:
     """Train a job and return what it learnt; nothing that was started is left running.
 
@@ -109,6 +111,8 @@ def train(
         restarts: how often each process on this machine is started again if it dies; the server only if the job is
             one that its state directory keeps.
         started: called with the processes on this machine once they run.
+        transport: of the workers on this machine, see `LocalCluster`.
+        proxy_seed: see `LocalCluster`.
 
     Raises:
         RequestError: if the job, its data or its task are wrong; no run directory is left then.
@@ -130,7 +134,7 @@ def train(
             with Client(server) as client:
                 return training.on_server(client, progress)
         directory.note(Origin(job_id, str(root), workers))
-        return training.here(workers, restarts, progress, started)
+        return training.here(workers, restarts, progress, started, transport, proxy_seed)
 
 
 def resume(
@@ -201,11 +205,13 @@ class _Training:
         restarts: int,
         progress: Progress | None,
         started: Callable[[LocalCluster], None] | None = None,
+        transport: str = "auto",
+        proxy_seed: int | None = None,
     ) -> Result:
         """Run on processes of this machine, which are started again when they die."""
         state = self._directory.state if self._job.server.durability != "none" else None
         with (
-            LocalCluster(workers, self._directory.logs, self._base, state, restarts) as cluster,
+            LocalCluster(workers, self._directory.logs, self._base, state, restarts, transport, proxy_seed) as cluster,
             Client(cluster.address, START_S, cluster.check) as client,
         ):
             if started is not None:

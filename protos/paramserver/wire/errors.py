@@ -56,7 +56,14 @@ class ProtocolError(ParamserverError):
 
 
 class TensorError(ProtocolError):
-    """A tensor message lies about its shape, dtype, length or values."""
+    """A tensor message lies about its shape, dtype, length or values.
+
+    `fault` is the kind of lie in a word, under which it is counted.
+    """
+
+    def __init__(self, message: str = "", fault: str = "malformed") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class PeerGone(ProtocolError):

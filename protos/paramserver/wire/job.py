@@ -95,6 +95,8 @@ class TrainSection(Section):
     byzantine: int = Field(default=0, ge=0)
     #: sync: bound on the norm of every contribution's mean gradient; 0 is no bound.
     clip_contribution: float = Field(default=0.0, ge=0)
+    #: Bound on the norm of a contribution's mean gradient, beyond which it is refused; 0 is no bound.
+    refuse_norm: float = Field(default=0.0, ge=0)
     #: Batches that a worker computes, moving its own θ, before it pushes.
     local_steps: int = Field(default=1, ge=1, le=65536)
     #: Whether the accumulated gradient, the difference of the parameters or a shard's own parameters are pushed.
@@ -149,6 +151,11 @@ class TrainSection(Section):
         if how == "elastic" and self.delay_compensation:
             raise ValueError(
                 f"delay_compensation = {self.delay_compensation:g} has no meaning for local_update = 'elastic',"
+                " which pushes no gradient"
+            )
+        if how == "elastic" and self.refuse_norm:
+            raise ValueError(
+                f"refuse_norm = {self.refuse_norm:g} has no meaning for local_update = 'elastic',"
                 " which pushes no gradient"
             )
         return self
@@ -259,6 +266,56 @@ class ServerSection(Section):
     durability: Literal["none", "snapshot"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
     lease_s: float = Field(default=10.0, ge=0.1)
+    #: Computing for less than this is never too long.
+    stuck_s: float = Field(default=60.0, ge=0.1)
+    #: How long a shard may wait for a worker that can take it before the job fails; 0 is no bound.
+    absent_s: float = Field(default=3600.0, ge=0)
+    #: Pushes of a worker that break the contract before it gets no more work.
+    max_bad_pushes: int = Field(default=3, ge=1)
+
+
+#: What each codec that keeps something back takes.
+WIRE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "topk": ("density", "momentum", "exact_every"),
+    "sign": ("exact_every",),
+    "powersgd": ("rank", "exact_every"),
+}
+
+
+class WireSection(Section):
+    """How tensors of a float32 job travel; the server computes in float32 whatever they do."""
+
+    #: Contributions, from the workers to the server.
+    push: Literal["full", "bf16", "fp16", "int8", "topk", "sign", "powersgd"] = "full"
+    #: Parameters, from the server to the workers.
+    pull: Literal["full", "bf16", "fp16"] = "full"
+    #: topk: share of the values that is sent.
+    density: float = Field(default=0.01, gt=0, le=0.5)
+    #: topk: of the momentum that is corrected for what was kept back; 0 is none.
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    #: powersgd: columns of the factors.
+    rank: int = Field(default=2, ge=1, le=1024)
+    #: topk, sign, powersgd: every so many steps a push carries in full all that was kept back.
+    exact_every: int = Field(default=64, ge=1, le=10**6)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        taken = WIRE_OPTIONS.get(self.push, ())
+        for option in ("density", "momentum", "rank", "exact_every"):
+            value = getattr(self, option)
+            if option not in taken and value != type(self).model_fields[option].default:
+                takers = ", ".join(repr(push) for push, options in WIRE_OPTIONS.items() if option in options)
+                raise ValueError(f"{option} = {value} has no meaning for push = {self.push!r}, only for {takers}")
+        return self
+
+    @property
+    def keeps_back(self) -> bool:
+        """Whether a push leaves something for the next push of its shard to make up for."""
+        return self.push in WIRE_OPTIONS
+
+    def is_exact(self, step: int) -> bool:
+        """Say whether the push of this step, where pushes keep something back, is one that leaves nothing."""
+        return (step + 1) % self.exact_every == 0
 
 
 class Job(Section):
@@ -274,6 +331,31 @@ class Job(Section):
     optimizer: OptimizerSection = OptimizerSection()
     stop: StopSection = StopSection()
     server: ServerSection = ServerSection()
+    wire: WireSection = WireSection()
+
+    @model_validator(mode="after")
+    def _wire_fits(self) -> Self:
+        if self.wire.push != "full" and self.train.local_update == "elastic":
+            raise ValueError(
+                f"wire.push = {self.wire.push!r} does not go with train.local_update = 'elastic':"
+                " a shard would lose a part of its own parameters with every push; use 'full'"
+            )
+        for key, value in (("push", self.wire.push), ("pull", self.wire.pull)):
+            if value != "full" and self.train.dtype != "float32":
+                raise ValueError(
+                    f"wire.{key} = {value!r} needs train.dtype = 'float32', found {self.train.dtype!r}:"
+                    " a job of that precision keeps it on the wire; use 'full'"
+                )
+            if value != "full" and self.server.partitions > 1:
+                raise ValueError(
+                    f"wire.{key} = {value!r} needs server.partitions = 1, found {self.server.partitions}; use 'full'"
+                )
+        if self.wire.momentum and self.optimizer.momentum:
+            raise ValueError(
+                f"wire.momentum = {self.wire.momentum} takes the place of optimizer.momentum ="
+                f" {self.optimizer.momentum}; set one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_make_progress(self) -> Self:

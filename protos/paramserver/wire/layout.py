@@ -96,6 +96,11 @@ class Layout:
         """Return the tensors as views of a flat vector of `size` elements."""
         return {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in self.tensors}
 
+    def locate(self, index: int) -> tuple[str, int]:
+        """Return the name of the tensor that the flat vector holds at `index`, and which of its elements that is."""
+        tensor = next(t for t in reversed(self.tensors) if t.offset <= index)
+        return tensor.name, index - tensor.offset
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and (self.dtype, self.tensors) == (other.dtype, other.tensors)
 

@@ -75,6 +75,9 @@ class ControlService(rpc.ControlServicer):
             await context.abort(status_code(NotReady()), reason)
             return
         store = run.store
+        if not store.is_whole:
+            await context.abort(status_code(NotReady()), f"the parameters are in part changed: {run.engine.reason}")
+            return
         # θ moves on while its chunks travel, so they are cut from a copy.
         theta, version = store.theta.tobytes(), store.version
         layout = pb.Layout(tensors=store.layout.to_proto())

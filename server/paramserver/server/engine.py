@@ -12,31 +12,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Self
 
 from paramserver.server import events as ev
 from paramserver.server.enginestate import EngineState, ShardRecord
 from paramserver.server.events import Assignment, Code, Contribution, Effect, Kind
 from paramserver.server.leases import Leases, ShardState, WorkerState
-from paramserver.server.policies import make_policy
+from paramserver.server.pace import LOOK_EVERY_S, Pace
+from paramserver.server.policies import make_policy, why_it_waits
+from paramserver.server.waits import Wait, explain, whom
 from paramserver.wire.job import MAX_STEPS, Job, TrainSection
-
-#: After this many bad pushes a worker gets no more work for the job.
-MAX_BAD_PUSHES = 3
-
-#: Heartbeats per lease time; a lease outlives two lost ones.
-HEARTBEATS_PER_LEASE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Somebody that the job waits for."""
-
-    shard: int
-    worker: str
-    since_s: float
-    reason: str
 
 
 class Engine:
@@ -48,7 +33,9 @@ class Engine:
     def __init__(self, job: Job, epoch: int = 0) -> None:
         self._job = job
         self._policy = make_policy(job.train)
-        self._lease_s = job.server.lease_s
+        self._absent_s = job.server.absent_s
+        #: Of the current phase.
+        self._pace = Pace(job.server)
         #: survey, initialise, train, done, failed or stopped.
         self.phase = "survey"
         self.reason = ""
@@ -110,18 +97,21 @@ class Engine:
         `epoch` must not be below any lease epoch given before.
         """
         engine = cls(job, epoch)
-        engine.phase, engine.reason, engine.version = state.phase, state.reason, state.version
-        engine.clocks = [shard.clock for shard in state.shards]
-        engine.shards[:] = [
-            ShardState(rows=s.rows, pinned_to=s.pinned_to, loss=s.loss, samples=s.samples, missed=s.missed, since=now)
-            for s in state.shards
-        ]
-        engine.total_steps, engine._finished_steps = state.total_steps, state.finished_steps
-        engine.samples, engine.loss, engine.staleness = state.samples, state.loss, Counter(state.staleness)
-        engine._calm_losses, engine._calm_gradients = state.calm_losses, state.calm_gradients
+        engine.phase, engine.reason, engine.total_steps = state.phase, state.reason, state.total_steps
+        engine.shards[:] = [ShardState(rows=s.rows, pinned_to=s.pinned_to, since=now) for s in state.shards]
+        engine._adopt(state)
         engine.train_started = now - state.elapsed_s
         engine.ended_at = now if engine.ended else math.nan
         return engine
+
+    def _adopt(self, state: EngineState) -> None:
+        """Take over what changes with every step."""
+        self.version, self._finished_steps = state.version, state.finished_steps
+        self.clocks = [shard.clock for shard in state.shards]
+        for shard, record in zip(self.shards, state.shards, strict=True):
+            shard.loss, shard.samples, shard.missed = record.loss, record.samples, record.missed
+        self.samples, self.loss, self.staleness = state.samples, state.loss, Counter(state.staleness)
+        self._calm_losses, self._calm_gradients = state.calm_losses, state.calm_gradients
 
     @property
     def shards(self) -> list[ShardState]:
@@ -152,12 +142,12 @@ class Engine:
             case ev.Joined():
                 self._join(event, now, effects)
             case ev.Left(worker, reason):
-                self._drop(worker, reason, effects, now)
+                self._leave(worker, reason, effects, now)
             case ev.Heard(worker):
                 self._seen(worker, now)
             case ev.Pulled(worker):
                 self._seen(worker, now)
-                self._pull(worker)
+                self._pull(worker, now)
             case ev.Surveyed():
                 self._seen(event.worker, now)
                 self._survey(event, effects)
@@ -170,33 +160,35 @@ class Engine:
                 for contribution in contributions:
                     self._push(contribution, effects, now)
                 if pull:
-                    self._pull(worker)
+                    self._pull(worker, now)
             case ev.Misbehaved():
                 self._seen(event.worker, now)
                 self._misbehave(event, effects, now)
             case ev.Failed(worker, reason):
                 self._fail(worker, reason, effects, now)
-            case ev.Impossible(reason):
-                self._end("failed", reason, effects, now)
             case ev.Measured(_version, norm):
                 self._measure(norm, effects, now)
             case ev.PolicyChanged(train):
                 self._change_policy(train, effects)
+            case ev.TakenBack(state):
+                self._take_back(state, effects)
             case ev.StopAsked(reason):
                 self._end("stopped", reason, effects, now)
+            case ev.Broken(reason):
+                self._end("failed", reason, effects, now)
             case ev.Tick():
                 self._tick(effects, now)
         if not self.ended:
             if self._leases.unsettled or not isinstance(event, ev.Pushed | ev.Pulled | ev.Heard):
                 self._leases.lease_out(effects, now)
-            self._answer(effects)
+            self._answer(effects, now)
         return effects
 
     def admit(self, worker: str, shard: int, epoch: int, step: int) -> ev.Refuse | None:
         """Say whether a message about (shard, step) may be taken; changes nothing."""
         if not 0 <= shard < len(self.shards):
             reason = f"shard {shard} does not exist; the job has {len(self.shards)}"
-            return ev.Refuse(worker, shard, step, Code.INVALID, reason)
+            return ev.Refuse(worker, shard, step, Code.INVALID, reason, "unknown_shard")
         if self.ended:
             return ev.Refuse(worker, shard, step, Code.FENCED, f"the job is over: {self.reason}")
         state, clock = self.shards[shard], self.clocks[shard]
@@ -222,27 +214,42 @@ class Engine:
         if not state.busy:
             # What nobody was asked for would run past the barrier or the staleness bound.
             reason = f"step {step} of shard {shard} was not assigned, or was given up or refused since"
-            return ev.Refuse(worker, shard, step, Code.INVALID, reason)
+            return ev.Refuse(worker, shard, step, Code.INVALID, reason, "not_assigned")
         return None
 
     def review(self, c: Contribution) -> ev.Refuse | None:
         """Say whether a contribution may count, by its name and numbers; changes nothing."""
         refusal = self.admit(c.worker, c.shard, c.epoch, c.step)
         if refusal is None and (reason := self._fault(c)):
-            refusal = ev.Refuse(c.worker, c.shard, c.step, Code.INVALID, reason)
+            refusal = ev.Refuse(c.worker, c.shard, c.step, Code.INVALID, reason, "numbers")
         if refusal is None:
             allowed, reason = self._policy.may_count(c.shard, self.version - c.version)
             refusal = None if allowed else ev.Refuse(c.worker, c.shard, c.step, Code.STALE, reason)
         return refusal
 
+    @property
+    def longest_heartbeat_s(self) -> float:
+        """How often a worker that joins is to give a sign of life."""
+        return self._pace.longest_heartbeat_s
+
     def next_deadline(self) -> float:
         """Return when a Tick is due (infinity: never)."""
         if self.ended:
             return math.inf
-        deadlines = [w.last_seen + self._lease_s for w in self.workers.values() if w.alive]
+        # Whatever else may be late is found with the next look.
+        deadlines = [self._pace.looked + LOOK_EVERY_S]
+        deadlines += [w.last_seen + self._pace.silence_s(w) for w in self.workers.values() if w.alive]
         if self.phase == "train" and self._job.stop.max_seconds:
             deadlines.append(self.train_started + self._job.stop.max_seconds)
-        return min(deadlines, default=math.inf)
+        return min(deadlines)
+
+    def why_it_waits(self, worker: str) -> str:
+        """Say why a worker that asked for work has none; empty if it has some or the policy is not the reason."""
+        state = self.workers[worker]
+        if self.phase != "train" or not state.parked or not state.shards:
+            return ""
+        nearest = min(state.shards, key=lambda s: (self.clocks[s], s))
+        return why_it_waits(self._policy, self.clocks, nearest)
 
     def waits(self, now: float) -> list[Wait]:
         """Say who holds the job up, since when, and what happens next."""
@@ -258,27 +265,23 @@ class Engine:
             late, what = [s for s, state in enumerate(self.shards) if not state.rows], "the survey"
         else:
             late, what = [0], "the first θ"
-        return [self._wait(shard, what, now) for shard in late]
+        return [explain(self._leases, self._pace, shard, what, self._absent_s, now) for shard in late]
 
-    def _wait(self, shard: int, what: str, now: float) -> Wait:
-        state = self.shards[shard]
-        since = now - state.since if state.since else 0.0
-        if state.holder is None:
-            who = f"worker {state.pinned_to}, to which it is pinned" if state.pinned_to else "a worker"
-            return Wait(shard, "", since, f"{what} of shard {shard} waits for {who} to join")
-        silent = now - self.workers[state.holder].last_seen
-        reason = (
-            f"{what} of shard {shard} waits for worker {state.holder}, heard of {silent:.1f} s ago; "
-            f"its lease ends after {self._lease_s:g} s of silence, then another worker takes the shard over"
-        )
-        return Wait(shard, state.holder, since, reason)
+    def rejected(self) -> Counter[str]:
+        """Return how many messages were refused, by reason, of all workers that ever were."""
+        return self._leases.rejected()
+
+    @property
+    def left(self) -> dict[str, WorkerState]:
+        """The last workers that left, by name."""
+        return self._leases.left
 
     def _after_the_end(self, event: ev.Event) -> list[Effect]:
         if isinstance(event, ev.Pushed):
             refusals = (self.admit(c.worker, c.shard, c.epoch, c.step) for c in event.contributions)
             return [refusal for refusal in refusals if refusal]
-        if isinstance(event, ev.Left) and event.worker in self.workers:
-            self.workers[event.worker].alive = False
+        if isinstance(event, ev.Left):
+            self._leave(event.worker, event.reason, [], self.ended_at)
         return []
 
     def _seen(self, worker: str, now: float) -> None:
@@ -294,12 +297,18 @@ class Engine:
         if event.worker in self.workers:
             self._drop(event.worker, "joined again", effects, now)
         self._joined += 1
-        self.workers[event.worker] = WorkerState(accepts=event.accepts, order=self._joined, last_seen=now)
+        state = WorkerState(event.accepts, self._joined, now, self._pace.longest_heartbeat_s, granted=now)
+        self._leases.join(event.worker, state)
         for shard in sorted(event.pinned):
             if shard < len(self.shards):
                 self.shards[shard].pinned_to = event.worker
                 if self.shards[shard].holder is not None:
                     self._leases.revoke(shard, f"shard {shard} is pinned to worker {event.worker}", effects, now)
+
+    def _leave(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
+        self._drop(worker, reason, effects, now)
+        if worker in self.workers:
+            self._leases.leave(worker)
 
     def _drop(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
         """Take every lease of a worker back; others get the shards in `Leases.lease_out`."""
@@ -310,10 +319,14 @@ class Engine:
         for shard in sorted(state.shards):
             self._leases.revoke(shard, reason, effects, now)
 
-    def _pull(self, worker: str) -> None:
+    def _pull(self, worker: str, now: float) -> None:
         state = self.workers.get(worker)
         if state is None:
             return
+        if state.assigned and not state.parked:
+            state.turn_s = (now - state.granted) / state.assigned
+        if state.stuck:
+            state.stuck, self._leases.unsettled = False, True
         state.parked = True
         for shard in state.shards:
             self.shards[shard].busy = False
@@ -328,7 +341,7 @@ class Engine:
         state.rows = event.rows
         if all(shard.rows for shard in self.shards):
             self.total_steps = _total_steps(self._job, [shard.rows for shard in self.shards])
-            self.phase = "initialise"
+            self._begin("initialise")
             effects.append(ev.CombineSurveys())
 
     def _initialise(self, event: ev.Initialised, effects: list[Effect], now: float) -> None:
@@ -337,10 +350,17 @@ class Engine:
             effects.extend([refusal] if refusal else [])
             return
         self.shards[event.shard].busy = False
-        self.phase = "train"
+        self._begin("train")
         self.train_started = now
         for shard in self.shards:
             shard.since = now
+
+    def _begin(self, phase: str) -> None:
+        """Go to the next phase, whose turns have nothing to do with those of the one before."""
+        self.phase = phase
+        self._pace = Pace(self._job.server)
+        for worker in self.workers.values():
+            worker.turn_s, worker.assigned = 0.0, 0
 
     def _push(self, c: Contribution, effects: list[Effect], now: float) -> None:
         refusal = self.review(c)
@@ -398,10 +418,27 @@ class Engine:
         for c in self._round.values():
             self.clocks[c.shard] -= 1
             self.samples -= c.samples
+            reason = f"step {c.step} of shard {c.shard} is taken back: the policy is now {self._policy.name}"
+            effects.append(ev.Refuse(c.worker, c.shard, c.step, Code.STALE, reason))
         self._round.clear()
         for shard in self.shards:
             shard.recalled = shard.busy and self.phase == "train"
         effects.append(ev.Restage(train))
+
+    def _take_back(self, state: EngineState, effects: list[Effect]) -> None:
+        """Go on from an earlier state of this job; leases stay, but what is being computed will not count."""
+        for number, (shard, clock) in enumerate(zip(self.shards, self.clocks, strict=True)):
+            if shard.holder is not None and clock > state.shards[number].clock:
+                # So that its holder computes the step once more when it is told to.
+                reason = (
+                    f"step {clock - 1} of shard {number} is taken back: the job goes back to version {state.version}"
+                )
+                effects.append(ev.Refuse(shard.holder, number, clock - 1, Code.STALE, reason))
+        self._round.clear()
+        self._adopt(state)
+        for shard in self.shards:
+            shard.recalled = shard.busy
+        effects.append(ev.GoBack())
 
     def _apply(self, contributions: tuple[Contribution, ...], effects: list[Effect]) -> None:
         self.version += 1
@@ -438,7 +475,7 @@ class Engine:
             self._end("done", reason, effects, now)
 
     def _misbehave(self, event: ev.Misbehaved, effects: list[Effect], now: float) -> None:
-        refusal = ev.Refuse(event.worker, event.shard, event.step, Code.INVALID, event.reason)
+        refusal = ev.Refuse(event.worker, event.shard, event.step, Code.INVALID, event.reason, event.fault)
         self._refuse(refusal, effects, now)
 
     def _refuse(self, refusal: ev.Refuse, effects: list[Effect], now: float) -> None:
@@ -446,13 +483,14 @@ class Engine:
         state = self.workers.get(refusal.worker)
         if state is None:
             return
-        state.rejected[refusal.code.value] += 1
+        state.rejected[refusal.fault or refusal.code.value] += 1
         if refusal.code is not Code.INVALID:
             return
         if refusal.shard in state.shards:
             self.shards[refusal.shard].busy = False
-        if state.rejected[Code.INVALID.value] >= MAX_BAD_PUSHES:
-            self._fail(refusal.worker, f"{MAX_BAD_PUSHES} bad pushes, the last: {refusal.reason}", effects, now)
+        state.faults += 1
+        if state.faults >= self._job.server.max_bad_pushes:
+            self._fail(refusal.worker, f"{state.faults} bad pushes, the last: {refusal.reason}", effects, now)
 
     def _fail(self, worker: str, reason: str, effects: list[Effect], now: float) -> None:
         state = self.workers.get(worker)
@@ -463,44 +501,81 @@ class Engine:
         state.alive = True
         if not any(w.usable for w in self.workers.values()):
             self._end("failed", f"worker {worker}: {reason}", effects, now)
+            return
+        hopeless = self._leases.hopeless()
+        if len(self.shards) - len(hopeless) < (self._policy.quorum or len(self.shards)):
+            cause = f"shard {hopeless[0]} can be read by no worker that has not failed"
+            self._end("failed", f"{cause}; worker {worker}: {reason}", effects, now)
 
     def _tick(self, effects: list[Effect], now: float) -> None:
         limit = self._job.stop.max_seconds
         if self.phase == "train" and limit and now - self.train_started >= limit:
             self._end("done", f"the time limit of {limit:g} s is reached", effects, now)
             return
+        self._pace.look(self.workers.values(), now)
         for name, worker in self.workers.items():
-            silence = now - worker.last_seen
-            if worker.alive and silence >= self._lease_s:
-                reason = f"worker {name} was silent for {silence:.1f} s; a lease ends after {self._lease_s:g} s"
+            silence, limit_s = now - worker.last_seen, self._pace.silence_s(worker)
+            if worker.alive and silence >= limit_s:
+                reason = f"worker {name} was silent for {silence:.1f} s; a lease ends after {limit_s:g} s"
                 self._drop(name, reason, effects, now)
+            elif worker.usable and self._pace.is_overdue(worker, now) and self._can_be_replaced(name, now):
+                late_s, step_s = now - worker.granted, self._pace.step_s
+                reason = f"worker {name} computes for {late_s:.1f} s, a step takes {step_s:.2g} s: it is stuck"
+                self._drop(name, reason, effects, now)
+                worker.alive = worker.stuck = True
+        for shard in self.shards:
+            # Nobody said before when the job began.
+            shard.since = shard.since or now
+        for s in self._orphans():
+            waited_s = now - self.shards[s].since
+            if waited_s >= self._absent_s:
+                self._end("failed", f"shard {s} waited {waited_s:.1f} s for {whom(self._leases, s)}", effects, now)
+                return
+
+    def _can_be_replaced(self, worker: str, now: float) -> bool:
+        """Say whether somebody who is not late too could do what a worker is late with."""
+        return any(
+            not self._pace.is_overdue(self.workers[taker], now)
+            for shard in self.workers[worker].shards
+            for taker in self._leases.takers(shard)
+        )
+
+    def _orphans(self) -> list[int]:
+        """Return the shards that nobody holds, for the lack of which the job will come to an end."""
+        training = self.phase == "train"
+        free = [s for s, shard in enumerate(self.shards) if shard.holder is None and shard.since]
+        if training and 0 < self._policy.quorum <= len(self.shards) - len(free):
+            return []
+        return [s for s in free if not (training and self.clocks[s] >= self.total_steps)] if self._absent_s else []
 
     def _end(self, status: str, reason: str, effects: list[Effect], now: float) -> None:
         self.phase, self.reason, self.ended_at = status, reason, now
         effects.append(ev.End(status, reason))
 
-    def _answer(self, effects: list[Effect]) -> None:
+    def _answer(self, effects: list[Effect], now: float) -> None:
         """Answer every parked pull that the phase and the policy let proceed, in order of joining."""
         for name, worker in self.workers.items():
             if worker.parked and worker.usable:
                 assignments = self._assignments(worker)
                 if assignments:
-                    worker.parked = False
+                    worker.parked, worker.granted, worker.assigned = False, now, len(assignments)
                     for assignment in assignments:
                         state = self.shards[assignment.shard]
                         state.busy, state.recalled = True, False
-                    effects.append(ev.Grant(name, self.version, tuple(assignments)))
+                    # Who has yet to show how long it takes may be reading its data for the first time.
+                    due_s = self._pace.heartbeat_s if worker.turn_s else self._pace.longest_heartbeat_s
+                    told = None if due_s == worker.heartbeat_s else due_s
+                    worker.heartbeat_s = due_s
+                    effects.append(ev.Grant(name, self.version, tuple(assignments), told))
 
     def _assignments(self, worker: WorkerState) -> list[Assignment]:
         if self.phase == "survey":
             return [self._assign(Kind.SURVEY, s) for s in sorted(worker.shards) if not self.shards[s].rows]
         if self.phase == "initialise":
             return [self._assign(Kind.INITIAL, 0)] if 0 in worker.shards else []
-        ready = [
-            s
-            for s in worker.shards
-            if self.clocks[s] < self.total_steps and self._policy.may_pull(self.clocks, s).allowed
-        ]
+        lead = self._policy.lead
+        last = self.total_steps - 1 if lead is None else min(self.total_steps - 1, min(self.clocks) + lead)
+        ready = [s for s in worker.shards if self.clocks[s] <= last]
         ready.sort(key=lambda s: (self.clocks[s], s))
         # Within a round every shard computes at the same θ; otherwise each step deserves a θ as fresh as can be.
         chosen = ready if self._policy.rounds else ready[:1]

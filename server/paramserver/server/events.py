@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from paramserver.server.enginestate import EngineState
 from paramserver.wire.job import TrainSection
 
 
@@ -110,18 +111,14 @@ class Misbehaved(NamedTuple):
     shard: int
     step: int
     reason: str
+    #: The kind of offence in a word, under which it is counted.
+    fault: str = "malformed"
 
 
 class Failed(NamedTuple):
     """A worker says that it cannot do the job."""
 
     worker: str
-    reason: str
-
-
-class Impossible(NamedTuple):
-    """The job cannot be done, whoever works for it."""
-
     reason: str
 
 
@@ -138,8 +135,20 @@ class PolicyChanged(NamedTuple):
     train: TrainSection
 
 
+class TakenBack(NamedTuple):
+    """What was computed since this state of the job cannot be gone on from; it is to be computed again."""
+
+    state: EngineState
+
+
 class StopAsked(NamedTuple):
     """A client wants the job to end."""
+
+    reason: str
+
+
+class Broken(NamedTuple):
+    """There is no going on: the server itself failed at what the engine asked for, or shards do not go together."""
 
     reason: str
 
@@ -158,10 +167,11 @@ Event = (
     | Pushed
     | Misbehaved
     | Failed
-    | Impossible
     | Measured
     | PolicyChanged
+    | TakenBack
     | StopAsked
+    | Broken
     | Tick
 )
 
@@ -190,6 +200,8 @@ class Grant(NamedTuple):
     worker: str
     version: int
     assignments: tuple[Assignment, ...]
+    #: From now on a sign of life is expected this often; None: as before.
+    heartbeat_s: float | None = None
 
 
 class Refuse(NamedTuple):
@@ -200,6 +212,8 @@ class Refuse(NamedTuple):
     step: int
     code: Code
     reason: str
+    #: What an INVALID message did wrong, in a word.
+    fault: str = ""
 
 
 class Revoke(NamedTuple):
@@ -227,6 +241,10 @@ class Restage(NamedTuple):
     train: TrainSection
 
 
+class GoBack(NamedTuple):
+    """Take θ and all that belongs to it back to the state that was given; forget contributions not applied."""
+
+
 class CombineSurveys(NamedTuple):
     """All shards are counted: combine their surveys in shard order."""
 
@@ -238,4 +256,4 @@ class End(NamedTuple):
     reason: str
 
 
-Effect = Keep | Apply | Grant | Refuse | Revoke | Progress | Restage | CombineSurveys | End
+Effect = Keep | Apply | Grant | Refuse | Revoke | Progress | Restage | GoBack | CombineSurveys | End

@@ -39,9 +39,16 @@ class History:
             column.frombytes(columns[name].astype(column.typecode).tobytes())
         return history
 
-    def columns(self) -> dict[str, Array]:
-        """Return a copy of every column: uint64 or float64, one element per point."""
-        return {name: np.array(column, dtype=column.typecode) for name, column in self._columns().items()}
+    def columns(self, until: int | None = None) -> dict[str, Array]:
+        """Return a copy of every column, up to the step `until`: uint64 or float64, one element per point."""
+        count = len(self._steps) if until is None else bisect.bisect_right(self._steps, until)
+        return {name: np.array(column[:count], dtype=column.typecode) for name, column in self._columns().items()}
+
+    def forget_after(self, step: int) -> None:
+        """Drop the points of the steps after `step`."""
+        count = bisect.bisect_right(self._steps, step)
+        for column in self._columns().values():
+            del column[count:]
 
     def _columns(self) -> dict[str, array[int] | array[float]]:
         return {

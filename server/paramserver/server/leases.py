@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from paramserver.server import events as ev
 from paramserver.server.events import Effect
 
+#: So many workers that left are remembered by name; of those before them only the sums stay.
+MAX_LEFT = 100
+
 
 @dataclass(slots=True)
 class ShardState:
@@ -42,27 +45,40 @@ class ShardState:
 
 @dataclass(slots=True)
 class WorkerState:
-    """What the engine knows of one worker; it stays known after it left, for the status."""
+    """What the engine knows of one worker."""
 
     accepts: frozenset[int] | None
     #: Position in the order of joining; breaks ties.
     order: int
     last_seen: float
-    #: Connected and heard of within the lease time.
+    #: How often it was told to give a sign of life.
+    heartbeat_s: float
+    #: When it was given work, or joined: what it owes since then, unless it is `parked`, is a pull.
+    granted: float
+    #: Connected and heard of lately.
     alive: bool = True
+    #: It computed for too long and was replaced; it is given work again once it asks for some.
+    stuck: bool = False
     #: Why it gets no more work for this job; empty if it does.
     failure: str = ""
     #: Asked for work and was not answered yet; a silent worker that wakes up still waits for its answer.
     parked: bool = False
+    #: So many assignments came with the work at `granted`; 0 before the first.
+    assigned: int = 0
+    #: Seconds per assignment of its last turn, from work to the next pull; 0 before the first in a phase.
+    turn_s: float = 0.0
     #: Disjoint from the shards of every other worker.
     shards: set[int] = field(default_factory=set)
     pushes: int = 0
+    #: Refused messages, by reason.
     rejected: Counter[str] = field(default_factory=Counter)
+    #: Messages that broke the contract since it joined.
+    faults: int = 0
 
     @property
     def usable(self) -> bool:
         """May it be given work?"""
-        return self.alive and not self.failure
+        return self.alive and not self.failure and not self.stuck
 
 
 class Leases:
@@ -71,10 +87,43 @@ class Leases:
     def __init__(self, shards: int, epoch: int) -> None:
         self.epoch = epoch
         self.shards = [ShardState() for _ in range(shards)]
+        #: Those with a stream.
         self.workers: dict[str, WorkerState] = {}
+        #: Those that left, for the status; at most `MAX_LEFT`, the longest gone first.
+        self.left: dict[str, WorkerState] = {}
+        #: The sums of those that left before.
+        self.forgotten: Counter[str] = Counter()
         #: False only if every shard has a holder and nobody has two more than another: then pushes and pulls, which
         #: change neither, need no look at the leases.
         self.unsettled = True
+
+    def join(self, name: str, state: WorkerState) -> None:
+        """Take in a worker; what was counted under its name before counts on."""
+        before = self.workers.pop(name, None) or self.left.pop(name, None)
+        if before is not None:
+            state.pushes, state.rejected = before.pushes, before.rejected
+        self.workers[name] = state
+
+    def leave(self, name: str) -> None:
+        """Note that a worker, which has no leases any more, has left."""
+        self.left[name] = self.workers.pop(name)
+        while len(self.left) > MAX_LEFT:
+            self.forgotten += self.left.pop(next(iter(self.left))).rejected
+
+    def rejected(self) -> Counter[str]:
+        """Return how many messages were refused, by reason, of all workers that ever were."""
+        known = [*self.workers.values(), *self.left.values()]
+        return sum((worker.rejected for worker in known), Counter(self.forgotten))
+
+    def hopeless(self) -> list[int]:
+        """Return the shards of which every worker that may read them, here or gone, has failed."""
+        known = {**self.left, **self.workers}
+        found = []
+        for shard, state in enumerate(self.shards):
+            readers = [worker for name, worker in known.items() if self.may_read(name, shard)]
+            if readers and state.pinned_to in (None, *known) and all(worker.failure for worker in readers):
+                found.append(shard)
+        return found
 
     def lease_out(self, effects: list[Effect], now: float) -> None:
         """Give free shards to the workers with the fewest, then even out; a busy shard moves when it is pushed."""
@@ -82,7 +131,7 @@ class Leases:
             return
         for shard, state in enumerate(self.shards):
             if state.holder is None:
-                taker = min(self._takers(shard), key=self._load, default=None)
+                taker = min(self.takers(shard), key=self._load, default=None)
                 if taker is not None:
                     self._lease(shard, taker, now)
         while (move := self._uneven()) is not None:
@@ -101,6 +150,17 @@ class Leases:
         state.holder, state.busy, state.since = None, False, now
         self.unsettled = True
 
+    def takers(self, shard: int) -> Iterable[str]:
+        """Yield the workers that may be given a shard now."""
+        for name, worker in self.workers.items():
+            if worker.usable and self.may_read(name, shard):
+                yield name
+
+    def may_read(self, name: str, shard: int) -> bool:
+        """Say whether a worker that is or was here can read a shard."""
+        worker = self.workers.get(name) or self.left[name]
+        return self.shards[shard].pinned_to in (None, name) and (worker.accepts is None or shard in worker.accepts)
+
     def _uneven(self) -> tuple[int, str] | None:
         """Find a shard between two steps whose holder has at least two more than another worker that may take it."""
         loads = [len(w.shards) for w in self.workers.values() if w.usable]
@@ -110,16 +170,10 @@ class Leases:
             state = self.shards[shard]
             if state.holder is None or state.busy:
                 continue
-            taker = min(self._takers(shard), key=self._load, default=None)
+            taker = min(self.takers(shard), key=self._load, default=None)
             if taker and len(self.workers[state.holder].shards) - len(self.workers[taker].shards) >= 2:
                 return shard, taker
         return None
-
-    def _takers(self, shard: int) -> Iterable[str]:
-        pinned_to = self.shards[shard].pinned_to
-        for name, worker in self.workers.items():
-            if worker.usable and pinned_to in (None, name) and (worker.accepts is None or shard in worker.accepts):
-                yield name
 
     def _load(self, worker: str) -> tuple[int, int]:
         state = self.workers[worker]

@@ -25,8 +25,8 @@ class Policy(NamedTuple):
     """A consistency policy over the vector clock; `clocks[s]` is the next step expected of shard `s`."""
 
     name: str
-    #: May `shard` pull θ and compute its next step?
-    may_pull: Callable[[Sequence[int], int], Decision]
+    #: So many steps a shard may be ahead of the slowest when it pulls θ for its next; None: any number.
+    lead: int | None
     #: May a contribution of `shard` count that is `delay` versions old?
     may_count: Callable[[int, int], Decision]
     #: True: the contributions of the shards for one step are applied together, in shard order.
@@ -40,36 +40,26 @@ def make_policy(train: TrainSection) -> Policy:
     match train.mode:
         case "sync":
             # Chen et al., "Revisiting Distributed Synchronous SGD", 2016: the shards beyond the quorum are the backups.
-            return Policy("sync", _next_round, _whatever_its_delay, rounds=True, quorum=train.quorum)
+            return Policy("sync", 0, _whatever_its_delay, rounds=True, quorum=train.quorum)
         case "ssp":
-            return Policy("ssp", _bounded(train.staleness), _no_older_than(train.max_delay), rounds=False)
+            # Stale synchronous parallel: Ho et al. 2013, section 2.
+            return Policy("ssp", train.staleness, _no_older_than(train.max_delay), rounds=False)
         case "async":
-            return Policy("async", lambda _clocks, _shard: ALLOWED, _no_older_than(train.max_delay), rounds=False)
+            return Policy("async", None, _no_older_than(train.max_delay), rounds=False)
 
 
-def _next_round(clocks: Sequence[int], shard: int) -> Decision:
-    """Bulk synchronous: a shard starts step t when round t-1 is applied, that is, all clocks have reached t."""
+def why_it_waits(policy: Policy, clocks: Sequence[int], shard: int) -> str:
+    """Say why a shard may not pull yet, with the numbers; empty if it may."""
     slowest = min(clocks)
-    if clocks[shard] <= slowest:
-        return ALLOWED
-    missing = [s for s, clock in enumerate(clocks) if clock == slowest]
-    return Decision(False, f"shard {shard} at step {clocks[shard]} waits: round {slowest} misses {_shards(missing)}")
-
-
-def _bounded(staleness: int) -> Callable[[Sequence[int], int], Decision]:
-    """Stale synchronous parallel: at most `staleness` steps ahead of the slowest shard (Ho et al. 2013, section 2)."""
-
-    def may_pull(clocks: Sequence[int], shard: int) -> Decision:
-        slowest = min(clocks)
-        if clocks[shard] - slowest <= staleness:
-            return ALLOWED
-        return Decision(
-            False,
-            f"shard {shard} at step {clocks[shard]} waits: slowest shard {list(clocks).index(slowest)} is at "
-            f"{slowest}, staleness bound {staleness}",
-        )
-
-    return may_pull
+    if policy.lead is None or clocks[shard] - slowest <= policy.lead:
+        return ""
+    if policy.rounds:
+        missing = [s for s, clock in enumerate(clocks) if clock == slowest]
+        return f"shard {shard} at step {clocks[shard]} waits: round {slowest} misses {_shards(missing)}"
+    return (
+        f"shard {shard} at step {clocks[shard]} waits: slowest shard {list(clocks).index(slowest)} is at "
+        f"{slowest}, staleness bound {policy.lead}"
+    )
 
 
 def _whatever_its_delay(_shard: int, _delay: int) -> Decision:

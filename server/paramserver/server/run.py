@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.elastic import Elastic
-from paramserver.server.engine import HEARTBEATS_PER_LEASE, Engine
+from paramserver.server.engine import Engine
 from paramserver.server.history import History
+from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.session import Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot
 from paramserver.server.store import Store
+from paramserver.server.waypoints import Waypoints
 from paramserver.wire.errors import ParamserverError, ProtocolError, TensorError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
@@ -20,6 +23,8 @@ from paramserver.wire.layout import Array, Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 #: Rows, features or classes of a shard; the sums over all shards still fit 64 bits.
 MAX_COUNT = 2**40
@@ -52,6 +57,8 @@ class Run:
         #: As it was submitted; `job` has the policy of the moment.
         self.submitted = job
         self.job = job
+        #: 0: no bound.
+        self._refuse_norm = job.train.refuse_norm
         self.engine = Engine(job, epoch)
         #: Leases up to this epoch were of earlier jobs.
         self._epoch_before = epoch
@@ -65,6 +72,8 @@ class Run:
         self._arrived: dict[tuple[int, int], list[Array]] = {}
         self._sessions = sessions
         self._clock = clock
+        #: None where contributions keep nothing back.
+        self._waypoints = Waypoints(job.wire) if job.wire.keeps_back else None
 
     def snapshot(self) -> Snapshot:
         """Copy what a restart needs: the job, and from the first θ on everything that belongs to the current version.
@@ -73,11 +82,17 @@ class Run:
         """
         state, store = self.engine.state(self._clock()), self.store
         train = None if self.job is self.submitted else self.job.train
-        if state is None or store is None:
+        waypoint = None if self._waypoints is None or self.engine.ended else self._waypoints.last
+        if waypoint is not None and store is not None:
+            # Elsewhere workers keep something back that would not be in the snapshot.
+            state, theta, optimizer_state = waypoint.engine, waypoint.theta, dict(waypoint.optimizer_state)
+        elif state is None or store is None:
             return Snapshot(self.job_id, self.submitted, state, train=train)
-        optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
-        parameters = Parameters(store.layout, store.theta.copy(), optimizer_state)
-        history = self.history.columns()
+        else:
+            theta = store.theta.copy()
+            optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
+        parameters = Parameters(store.layout, theta, optimizer_state)
+        history = self.history.columns(state.finished_steps)
         return Snapshot(self.job_id, self.submitted, state, parameters, self.census, self.moments, history, train)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -96,12 +111,25 @@ class Run:
             self.history = History.of(snapshot.history or {})
 
     def feed(self, event: ev.Event) -> None:
-        """Let the engine handle an event and carry out what it asks for."""
-        follow_up = None
-        for effect in self.engine.handle(event, self._clock()):
-            follow_up = self._carry_out(effect) or follow_up
-        if follow_up is not None:
-            self.feed(follow_up)
+        """Let the engine handle an event and carry out what it asks for.
+
+        A failure on the way is the server's own (no memory, a bug): the job ends with it, and θ, which may be changed
+        in part, is no longer given out.
+        """
+        try:
+            follow_up = None
+            for effect in self.engine.handle(event, self._clock()):
+                # If there are two, the last goes back behind the update that the other one tells of.
+                follow_up = self._carry_out(effect) or follow_up
+            if follow_up is not None:
+                self.feed(follow_up)
+            if self._waypoints is not None and self.store is not None:
+                self._waypoints.pass_by(self.job.train, self.engine, self.store, self._clock())
+        except Exception as error:
+            log.exception("the job cannot go on")
+            reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
+            for effect in self.engine.handle(ev.Broken(reason), self._clock()):
+                self._carry_out(effect)
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.
@@ -119,7 +147,7 @@ class Run:
         started = pb.JobStarted(
             job_id=self.job_id,
             job_json=self.job.to_json(),
-            heartbeat_s=self.job.server.lease_s / HEARTBEATS_PER_LEASE,
+            heartbeat_s=self.engine.longest_heartbeat_s,
         )
         session.send(encode(pb.ServerMessage(job=started)))
         join = session.join
@@ -178,13 +206,21 @@ class Run:
         if offset == 0:
             session.discarding, session.incoming = None, Incoming(c)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
-            if not (push.shared or self._is_whole(payload)) and self.engine.review(c) is not None:
+            if not (push.shared or self._is_whole(c, payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
                 # The engine repeats its answer and counts the refusal.
                 self.feed(ev.Pushed((c,)))
         if session.discarding == name:
             return None
         incoming = session.incoming
+        if offset and incoming is not None and incoming.name == name and offset < incoming.next_offset:
+            # A chunk that came twice.
+            return None
+        if offset and incoming is None and self.engine.admit(c.worker, *name) is not None:
+            # The end of what is in already, once more, or of what was refused long ago.
+            session.discarding = name
+            self.feed(ev.Pushed((c,)))
+            return None
         try:
             if self.store is None:
                 raise TensorError("a push came before the parameters were initialised")
@@ -194,33 +230,47 @@ class Run:
                 self._take_shared(self.store, session, incoming)
             else:
                 self._take_chunk(self.store, incoming, offset, payload)
+            if self._refuse_norm and incoming.next_offset == self.store.layout.size:
+                self._check_norm(incoming)
         except TensorError as error:
             session.incoming, session.discarding = None, name
             reason = f"push of worker {session.name}, shard {c.shard}, step {c.step}: {error}"
-            self.feed(ev.Misbehaved(session.name, c.shard, c.step, reason))
+            self.feed(ev.Misbehaved(session.name, c.shard, c.step, reason, error.fault))
             return None
         if incoming.next_offset < self.store.layout.size:
+            self.feed(ev.Heard(session.name))
             return None
         session.incoming = None
         self._arrived[c.shard, c.step] = incoming.chunks
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
-    def _is_whole(self, payload: memoryview) -> bool:
-        return self.store is not None and payload.nbytes == self.store.theta.nbytes
+    def _is_whole(self, c: ev.Contribution, payload: memoryview) -> bool:
+        store = self.store
+        if store is None:
+            return False
+        return payload.nbytes == (store.theta.nbytes if store.decoder is None else store.decoder.nbytes(c.step))
 
     def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> None:
         size, chunk = store.layout.size, store.chunk
-        values = read_values(payload, store.layout.dtype, offset, size)
+        decoder, step = store.decoder, incoming.contribution.step
+        if decoder is None:
+            values = read_values(payload, store.layout.dtype, offset, size)
+            finite = is_finite(values)
+        else:
+            size = decoder.size(step)
+            values, finite = decoder.read(payload, offset, step)
         if offset != incoming.next_offset or values.size != min(chunk, size - offset):
             raise TensorError(
                 f"a chunk of {values.size} values came at offset {offset}; "
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
-        if not is_finite(values):
-            raise TensorError(_where_not_finite(store.layout, offset, values))
+        if not finite:
+            raise TensorError(_where_not_finite(store.layout, offset, values), "not_finite")
         incoming.next_offset += values.size
         incoming.chunks.append(values)
+        if decoder is not None and incoming.next_offset == size:
+            incoming.chunks, incoming.next_offset = decoder.whole(incoming.chunks, step), store.layout.size
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
@@ -235,9 +285,16 @@ class Run:
         contribution = session.slots[shard].values
         offset = store.update.first_not_finite(contribution)
         if offset is not None:
-            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]))
+            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]), "not_finite")
         incoming.next_offset = contribution.size
         incoming.chunks = store.cut(contribution)
+
+    def _check_norm(self, incoming: Incoming) -> None:
+        # Chunks are whole blocks of the norm, so that it has the same bits however the contribution came.
+        squares = np.concatenate([block_squares(chunk) for chunk in incoming.chunks])
+        found = norm(squares) / max(1, incoming.contribution.samples)
+        if found > self._refuse_norm:
+            raise TensorError(f"the mean gradient has norm {found:.6g}, refuse_norm is {self._refuse_norm:g}", "norm")
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
         event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
@@ -269,6 +326,9 @@ class Run:
             layout = Layout.from_proto(session.initial_layout, self.job.train.dtype)
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
+            if initial.offset < held:
+                # A chunk that came twice.
+                return
             if initial.offset != held:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):
@@ -283,6 +343,8 @@ class Run:
             self.store = Store(self.job, layout, pieces, self.engine.total_steps)
             session.initial = []
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
+        else:
+            self.feed(ev.Heard(session.name))
 
     def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
         match effect:
@@ -306,9 +368,11 @@ class Run:
                 )
                 self._send(effect.worker, pb.ServerMessage(refusal=refusal))
             case ev.Revoke(worker, shard):
-                self._revoke(worker, shard)
+                return self._revoke(worker, shard)
             case ev.Restage(train):
                 self._restage(train)
+            case ev.GoBack():
+                self._go_back()
             case ev.CombineSurveys():
                 return self._combine_surveys()
             case ev.End(status, reason):
@@ -333,6 +397,8 @@ class Run:
         message = pb.ServerMessage()
         work = message.work
         work.version, work.last = grant.version, True
+        if grant.heartbeat_s is not None:
+            work.heartbeat_s = grant.heartbeat_s
         for kind, shard, epoch, step in grant.assignments:
             if self.store is not None and kind is ev.Kind.GRADIENT:
                 self.store.granted(shard)
@@ -347,7 +413,10 @@ class Run:
         is_held = session.shares_memory or session.held == self.store.version
         messages += self.store.answer(message, is_held)
         if not is_held:
-            session.sent += self.store.theta.nbytes
+            if session.is_full:
+                session.give_up()
+                return
+            session.sent += self.store.theta_nbytes
         session.send(*messages)
 
     def _own_of(self, store: Store, elastic: Elastic, session: Session, grant: ev.Grant) -> list[bytes]:
@@ -360,13 +429,26 @@ class Run:
         session.sent += sum(map(len, messages))
         return messages
 
-    def _revoke(self, worker: str, shard: int) -> None:
+    def _revoke(self, worker: str, shard: int) -> ev.Event | None:
         session = self._sessions.get(worker)
         if session is not None and session.incoming is not None and session.incoming.contribution.shard == shard:
+            _pass_over(session)
+        waypoint = None if self._waypoints is None else self._waypoints.behind(self.engine, shard)
+        return None if waypoint is None else ev.TakenBack(waypoint.engine)
+
+    def _go_back(self) -> None:
+        waypoint = None if self._waypoints is None else self._waypoints.last
+        assert waypoint is not None
+        assert self.store is not None
+        self.store.go_back(self.job, waypoint.engine.version, waypoint.theta, waypoint.optimizer_state)
+        self.history.forget_after(waypoint.engine.finished_steps)
+        for session in self._sessions.values():
             _pass_over(session)
 
     def _restage(self, train: TrainSection) -> None:
         self.job = self.job.model_copy(update={"train": train})
+        if self._waypoints is not None:
+            self._waypoints.forget()
         if self.store is None:
             return
         moved = self.store.moves
@@ -377,7 +459,7 @@ class Run:
                 session.knows_layout = False
             _pass_over(session)
 
-    def _combine_surveys(self) -> ev.Impossible | None:
+    def _combine_surveys(self) -> ev.Broken | None:
         surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
         self._surveys.clear()
         widths = [survey.features for survey, _ in surveys]
@@ -385,15 +467,13 @@ class Run:
         if self.job.data.standardize:
             unlike = next((shard for shard, width in enumerate(widths) if width != widths[0]), None)
             if unlike is not None:
-                return ev.Impossible(
+                return ev.Broken(
                     f"DataError: data.standardize needs the same features in every shard, but shard 0 has {widths[0]}"
                     f" and shard {unlike} has {widths[unlike]}"
                 )
             if len(all_moments) < len(surveys):
                 missing = next(shard for shard, (_, moments) in enumerate(surveys) if moments is None)
-                return ev.Impossible(
-                    f"DataError: data.standardize needs the moments of shard {missing}, which sent none"
-                )
+                return ev.Broken(f"DataError: data.standardize needs the moments of shard {missing}, which sent none")
             self.moments = combine(all_moments)
         self.census = pb.Census(
             rows=sum(survey.rows for survey, _ in surveys),
@@ -415,6 +495,6 @@ def _contribution(worker: str, push: pb.Push) -> ev.Contribution:
 
 
 def _where_not_finite(layout: Layout, offset: int, values: np.ndarray) -> str:
-    index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
-    tensor = next(t for t in reversed(layout.tensors) if t.offset <= index)
-    return f"tensor {tensor.name!r} holds {values[index - offset]} at element {index - tensor.offset}"
+    index = int(np.flatnonzero(~np.isfinite(values))[0])
+    name, element = layout.locate(offset + index)
+    return f"tensor {name!r} holds {values[index]} at element {element}"

@@ -53,8 +53,8 @@ class Saver:
             NotReady: if there are no parameters yet.
             StateError: if it cannot be written.
         """
-        if self._run.store is None:
-            raise NotReady("the parameters are not initialised yet")
+        if self._run.engine.phase not in _MILESTONES:
+            raise NotReady(f"the job is in its {self._run.engine.phase} phase: there is nothing to go on from")
         # One at a time, since each holds a copy of θ.
         async with self._asking:
             await self.settled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from paramserver.server.events import Contribution
@@ -14,6 +14,9 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Answers that may wait for a worker; an honest one reads them, so one that lets them pile up is cut off.
 MAX_WAITING = 64
+
+#: Parameters that may wait for a worker, which asks for them one by one; each is as large as θ.
+MAX_PARAMETERS_WAITING = 4
 
 
 @dataclass(slots=True)
@@ -62,16 +65,28 @@ class Session:
     #: What the writer waits for while there is nothing to send.
     _waiting: asyncio.Future[None] | None = None
     closed: bool = False
+    #: Ends the stream whether or not its worker reads.
+    cut: Callable[[], object] = lambda: None
 
     @property
     def name(self) -> str:
         """The worker's name."""
         return self.join.worker
 
+    def is_of_same_process(self, other: Session) -> bool:
+        """Is another stream that of the same worker process, which has come back?"""
+        mine, others = self.join, other.join
+        return (mine.host, mine.pid, mine.instance) == (others.host, others.pid, others.instance)
+
+    @property
+    def is_full(self) -> bool:
+        """Do so many answers wait that parameters must not join them?"""
+        return len(self._outbox) >= MAX_PARAMETERS_WAITING
+
     def send(self, *messages: bytes) -> None:
         """Queue an answer of encoded messages; never waits."""
         if len(self._outbox) >= MAX_WAITING:
-            self.close()
+            self.give_up()
         if not self.closed:
             self._outbox.append(messages)
             self._wake_writer()
@@ -84,6 +99,12 @@ class Session:
     def _wake_writer(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+    def give_up(self) -> None:
+        """End the stream of a worker that does not read, and forget what waits for it."""
+        self._outbox.clear()
+        self.close()
+        self.cut()
 
     async def next_answer(self) -> Sequence[bytes] | None:
         """Wait for the next messages to send; None when the stream is to end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -23,6 +24,12 @@ from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+#: A timer that is so late tells that this process stood still (stopped, or busy with one long update) and has yet to
+#: read what came meanwhile, …
+LATE_S = 0.2
+#: … for which it then has this time, before it judges who was silent.
+CATCH_UP_S = 0.1
 
 
 class Shell:
@@ -77,6 +84,8 @@ class Shell:
                 self._directory.save(Snapshot(job_id, job))
         run = self._new_run(job_id, job)
         self._begin(run)
+        # From now on the shards wait for workers.
+        run.feed(ev.Tick())
         for session in list(self.sessions.values()):
             run.welcome(session)
         self.arm()
@@ -161,14 +170,29 @@ class Shell:
         return self.run.engine.version
 
     def join(self, session: Session) -> None:
-        """Take in a worker; an older stream under its name ends."""
-        older = self.sessions.pop(session.name, None)
+        """Take in a worker; an older stream of the same process ends.
+
+        Raises:
+            Busy: if another process has the name and is alive.
+        """
+        older = self.sessions.get(session.name)
         if older is not None:
+            if not older.is_of_same_process(session) and self._is_alive(session.name):
+                raise Busy(
+                    f"worker name {session.name!r} is taken by process {older.join.pid} on host {older.join.host!r}, "
+                    "which is alive; give every worker a name of its own"
+                )
+            del self.sessions[session.name]
             older.close()
         self.sessions[session.name] = session
         if self.run is not None and not self.run.engine.ended:
             self.run.welcome(session)
             self.arm()
+
+    def _is_alive(self, name: str) -> bool:
+        """Say whether a connected worker is not known to be silent; without a job nobody listens for that."""
+        worker = None if self.run is None else self.run.engine.workers.get(name)
+        return worker is None or worker.alive
 
     def leave(self, session: Session, reason: str) -> None:
         """Forget a worker whose stream ended, unless a newer stream has its name."""
@@ -210,9 +234,14 @@ class Shell:
         deadline = self.run.engine.next_deadline()
         if deadline < float("inf"):
             delay = max(0.0, deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(delay, self._tick, loop.time() + delay)
 
-    def _tick(self) -> None:
+    def _tick(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() > due + LATE_S:
+            self._timer = loop.call_later(CATCH_UP_S, self._tick, math.inf)
+            return
         if self.run is not None:
             self.run.feed(ev.Tick())
             if self.run.engine.ended:

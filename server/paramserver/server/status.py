@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
+from paramserver.server.leases import WorkerState
 from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.shell import Shell
@@ -34,7 +36,9 @@ def describe(shell: Shell) -> pb.StatusReply:
             pb.ShardStatus(shard=i, clock=clock, worker=shard.holder or "", epoch=shard.epoch, rows=shard.rows)
             for i, (clock, shard) in enumerate(zip(engine.clocks, engine.shards, strict=True))
         ],
-        waiting_for=[pb.Wait(shard=w.shard, worker=w.worker, since_s=w.since_s, reason=w.reason) for w in waits],
+        left=[_left(name, worker) for name, worker in engine.left.items()],
+        waiting_for=[pb.Wait(**dataclasses.asdict(wait)) for wait in waits],
+        rejected=engine.rejected(),
         staleness=engine.staleness,
         bytes_received=sum(session.received for session in shell.sessions.values()),
         bytes_sent=sum(session.sent for session in shell.sessions.values()),
@@ -44,9 +48,6 @@ def describe(shell: Shell) -> pb.StatusReply:
         durability=shell.durability,
         moments=b"" if run.moments is None else run.moments.to_flat().tobytes(),
     )
-    for worker in engine.workers.values():
-        for reason, count in worker.rejected.items():
-            reply.rejected[reason] += count
     if not math.isnan(engine.loss):
         reply.loss = engine.loss
     return reply
@@ -60,7 +61,6 @@ def _workers(run: Run, shell: Shell, now: float) -> list[pb.WorkerStatus]:
         session = shell.sessions.get(name)
         if session is None:
             continue
-        state = f"failed: {worker.failure}" if worker.failure else ("ready" if worker.alive else "silent")
         found.append(
             pb.WorkerStatus(
                 name=name,
@@ -71,11 +71,26 @@ def _workers(run: Run, shell: Shell, now: float) -> list[pb.WorkerStatus]:
                 pushes=worker.pushes,
                 rejected=worker.rejected.total(),
                 lag=max((furthest - engine.clocks[s] for s in worker.shards), default=0),
-                state=state,
+                state=_state(worker),
+                reasons=worker.rejected,
+                waits=engine.why_it_waits(name),
             )
         )
     idle = [_idle_worker(s) for name, s in shell.sessions.items() if name not in engine.workers]
     return found + idle
+
+
+def _state(worker: WorkerState) -> str:
+    if worker.failure:
+        return f"failed: {worker.failure}"
+    if worker.stuck:
+        return "stuck"
+    return "ready" if worker.alive else "silent"
+
+
+def _left(name: str, worker: WorkerState) -> pb.WorkerStatus:
+    rejected, reasons = worker.rejected.total(), worker.rejected
+    return pb.WorkerStatus(name=name, pushes=worker.pushes, rejected=rejected, reasons=reasons, state="left")
 
 
 def _idle_worker(session: Session) -> pb.WorkerStatus:

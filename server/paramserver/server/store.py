@@ -10,11 +10,13 @@ from functools import partial
 import numpy as np
 
 from paramserver.server.compensation import DelayCompensation
+from paramserver.server.decoder import Decoder
 from paramserver.server.elastic import Elastic
 from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
 from paramserver.wire import sharing
+from paramserver.wire.codecs import Origin, chunk_elements, pull_codec
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
@@ -48,10 +50,21 @@ class Store:
             start += values.size
         self.version = 0
         self.elastic = Elastic() if job.train.local_update == "elastic" else None
-        self.chunk = CHUNK_BYTES // layout.dtype.itemsize
+        #: False once an update has failed in the middle: θ is then neither the old nor the new one.
+        self.is_whole = True
+        self.chunk = chunk_elements(job, CHUNK_BYTES)
         self.update = Update(job, layout, self.chunk, total_steps)
         self.restage(job)
         self._encoded: list[bytes] | None = None
+        #: How θ travels to workers and contributions from them; None is as they are.
+        self._pull_codec = pull_codec(job.wire)
+        self.decoder = None if job.wire.push == "full" else Decoder(job, layout, self.chunk)
+        #: The last chunk of θ as it travels, beside `_encoded`.
+        self._last: Array = self.theta
+        #: Bytes of θ on the wire.
+        self.theta_nbytes = self.theta.nbytes
+        if self._pull_codec is not None:
+            self.theta_nbytes = sum(self._pull_codec.nbytes(chunk.size) for chunk in self.cut(self.theta))
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
@@ -70,6 +83,18 @@ class Store:
         if self.elastic is not None:
             self.elastic.restore(optimizer_state)
 
+    def go_back(self, job: Job, version: int, theta: Array, optimizer_state: Mapping[str, Array]) -> None:
+        """Make θ what it was at `version`, by copies of θ and of its optimizer state; forget what is not applied."""
+        if self._segment is not None:
+            self._segment.sequence[0] += 1
+        np.copyto(self.theta, theta)
+        if self._segment is not None:
+            self._segment.sequence[0] += 1
+        for name, array in self.optimizer_state.items():
+            np.copyto(array, optimizer_state[name])
+        self.version, self._encoded = version, None
+        self.restage(job)
+
     def cut(self, vector: Array) -> list[Array]:
         """Return a whole vector as its chunks."""
         return [vector[start : start + self.chunk] for start in range(0, vector.size, self.chunk)]
@@ -78,9 +103,10 @@ class Store:
         """Take in contributions as the policy of `job` needs it, which may be new, and forget those not applied."""
         size, dtype, train = self.layout.size, self.layout.dtype, job.train
         in_rounds = train.mode == "sync"
+        by_timing = not in_rounds or train.quorum > 0
         #: False if whoever reads θ in shared memory may take its time, see above.
-        self.moves = not in_rounds or train.quorum > 0
-        apart = self.moves or train.is_robust or train.local_update == "elastic"
+        self.moves = by_timing or job.wire.keeps_back
+        apart = by_timing or train.is_robust or train.local_update == "elastic"
         self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
@@ -97,11 +123,16 @@ class Store:
         if self.elastic is not None:
             chunks = self.elastic.distances(chunks, contributions, self.theta)
         correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
+        self.is_whole = False
         if self._segment is not None:
             self._segment.sequence[0] += 1
-        norm = self.update.apply(self.theta, chunks, version, step, contributions, correct)
-        if self._segment is not None:
-            self._segment.sequence[0] += 1
+        try:
+            norm = self.update.apply(self.theta, chunks, version, step, contributions, correct)
+        finally:
+            # An odd number would keep readers waiting for an end that never comes.
+            if self._segment is not None:
+                self._segment.sequence[0] += 1
+        self.is_whole = True
         self.version = version
         self._encoded = None
         return norm
@@ -121,8 +152,9 @@ class Store:
         last = (math.ceil(self.layout.size / self.chunk) - 1) * self.chunk
         if self._encoded is None:
             self._encoded = [self._encode(start) for start in range(0, last, self.chunk)]
+            self._last = self._coded(last)
         message.work.offset = last
-        return [*self._encoded, encode(message, self.theta[last:])]
+        return [*self._encoded, encode(message, self._last)]
 
     def own_of(self, shard: int) -> list[bytes]:
         """Return the messages that tell a worker where the shard is in elastic averaging."""
@@ -135,4 +167,13 @@ class Store:
 
     def _encode(self, start: int) -> bytes:
         header = pb.ServerMessage(work=pb.Work(version=self.version, offset=start))
-        return encode(header, self.theta[start : start + self.chunk])
+        return encode(header, self._coded(start))
+
+    def _coded(self, start: int) -> Array:
+        """Return the chunk of θ that begins at `start` as it travels."""
+        values = self.theta[start : start + self.chunk]
+        if self._pull_codec is None:
+            return values
+        coded = np.empty(self._pull_codec.nbytes(values.size), np.uint8)
+        self._pull_codec.encode(values, coded, Origin(0, 0, 0, start))
+        return coded

@@ -11,7 +11,7 @@ import grpc
 from paramserver.server.session import Session
 from paramserver.server.shell import Shell
 from paramserver.server.store import CHUNK_BYTES
-from paramserver.wire.errors import ProtocolError, status_code
+from paramserver.wire.errors import ParamserverError, ProtocolError, status_code
 from paramserver.wire.framing import decode_worker_message, encode
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -40,7 +40,7 @@ class TrainingService:
             if session is None:
                 return
             await self._serve(session, context)
-        except ProtocolError as error:
+        except ParamserverError as error:
             await context.abort(status_code(error), str(error))
 
     async def _join(self, context: Context) -> Session | None:
@@ -67,6 +67,9 @@ class TrainingService:
         writer = asyncio.create_task(_write(session, context))
         writer.add_done_callback(_retrieve)
         reason = "its connection broke"
+        serving = asyncio.current_task()
+        assert serving is not None
+        session.cut = serving.cancel
         try:
             self._shell.join(session)
             while (data := await context.read()) is not grpc.aio.EOF:

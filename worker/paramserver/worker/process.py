@@ -13,7 +13,7 @@ import time
 import grpc
 from threadpoolctl import threadpool_limits
 
-from paramserver.wire.errors import PeerGone, ProtocolError, Unreachable, from_rpc_error
+from paramserver.wire.errors import Busy, PeerGone, ProtocolError, Unreachable, from_rpc_error
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.stream import Stream
 from paramserver.worker.trainer import Trainer
@@ -52,6 +52,7 @@ async def work(address: str, trainer: Trainer, patience_s: float) -> None:
 
     Raises:
         Unreachable: if no server answers for `patience_s` seconds.
+        Busy: if another worker has the name for so long.
         ProtocolError: if the server speaks another protocol.
     """
     with contextlib.suppress(asyncio.CancelledError):
@@ -61,6 +62,8 @@ async def work(address: str, trainer: Trainer, patience_s: float) -> None:
 async def _work_and_reconnect(address: str, trainer: Trainer, patience_s: float) -> None:
     backoff_s, alone_since = FIRST_BACKOFF_S, time.monotonic()
     while True:
+        # Its own process before it may have died a moment ago, so a name that is taken is tried again too.
+        taken: Busy | None = None
         async with Stream(address) as stream:
             try:
                 await trainer.follow(stream)
@@ -69,7 +72,7 @@ async def _work_and_reconnect(address: str, trainer: Trainer, patience_s: float)
                 cause = from_rpc_error(error, address)
                 if isinstance(cause, ProtocolError):
                     raise cause from None
-                reason = str(cause)
+                reason, taken = str(cause), cause if isinstance(cause, Busy) else None
             except PeerGone as error:
                 reason = str(error)
             except asyncio.CancelledError:
@@ -79,6 +82,8 @@ async def _work_and_reconnect(address: str, trainer: Trainer, patience_s: float)
         if trainer.joined:
             backoff_s, alone_since = FIRST_BACKOFF_S, now
         if now - alone_since > patience_s:
+            if taken is not None:
+                raise taken
             raise Unreachable(f"no server answers at {address} for {patience_s:g} s: {reason}")
         # Jitter keeps a crowd of workers from coming back all at once.
         delay = backoff_s * random.uniform(0.5, 1.0)

@@ -7,6 +7,7 @@ anew and computes what it is then assigned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -21,13 +22,16 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from paramserver.wire import sharing
-from paramserver.wire.errors import ParamserverError, ProtocolError
+from paramserver.wire.codecs import Codec, Origin, chunk_elements, pull_codec
+from paramserver.wire.codecs.codec import GRID
+from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
+from paramserver.worker.encoder import Encoder, Piece
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
 from paramserver.worker.stream import Stream
@@ -40,6 +44,9 @@ PROTOCOL = 1
 #: A step that took longer than this runs beside the event loop, so that heartbeats go on; a shorter one runs in it,
 #: which saves two thread switches.
 INLINE_S = 0.02
+
+#: Of this process, which a process id alone does not name: those of containers are all alike.
+_INSTANCE = int.from_bytes(os.urandom(8), "little") or 1
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +69,7 @@ class Identity:
             pid=os.getpid(),
             accepts=self.accepts,
             pinned=self.pinned,
+            instance=_INSTANCE,
         )
 
 
@@ -72,15 +80,18 @@ class Replica:
         ProtocolError: if the server names memory that cannot be mapped.
     """
 
-    def __init__(self, described: pb.Layout, dtype: str) -> None:
-        self.layout = layout = Layout.from_proto(described.tensors, dtype)
+    def __init__(self, described: pb.Layout, job: Job) -> None:
+        self.layout = layout = Layout.from_proto(described.tensors, job.train.dtype)
+        self._codec = pull_codec(job.wire)
+        #: Where θ has left the range of its codec; empty if it has not.
+        self.fault = ""
         self._shared: Segment | None = None
         if described.HasField("theta"):
             memory = described.theta
             self._shared = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype)
         self.shares_memory = self._shared is not None
         self.nbytes = layout.size * layout.dtype.itemsize
-        if self._shared is not None and not described.moves:
+        if self._shared is not None and not described.moves and self._codec is None:
             flat, self._shared = self._shared.values, None
         else:
             flat = np.empty(layout.size, layout.dtype)
@@ -89,16 +100,42 @@ class Replica:
         readonly.flags.writeable = False
         self.views = layout.views(readonly)
 
-    def write(self, offset: int, values: Array) -> None:
+    def take(self, offset: int, payload: memoryview) -> None:
         """Take parameters that came in a message."""
         if self.shares_memory:
             raise ProtocolError("the server sent parameters to a worker that shares its memory")
-        self._flat[offset : offset + values.size] = values
+        if self._codec is None:
+            values = read_values(payload, self.layout.dtype, offset, self.layout.size)
+            self._flat[offset : offset + values.size] = values
+        else:
+            count = payload.nbytes // self._codec.nbytes(1)
+            if count == 0 or offset + count > self.layout.size or payload.nbytes != self._codec.nbytes(count):
+                raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
+            self._decode(payload, offset, count)
 
     def settle(self) -> None:
-        """Make the views show one whole version, after `write` or from the server's moving memory."""
+        """Make the views show one whole version, after `take` or from the server's memory."""
         if self._shared is not None:
             self._shared.copy_whole(self._flat)
+            if self._codec is not None:
+                self._round(self._codec)
+
+    def _round(self, codec: Codec) -> None:
+        """Leave of θ what would have come in messages."""
+        coded = np.empty(codec.nbytes(min(GRID, self.layout.size)), np.uint8)
+        for start in range(0, self.layout.size, GRID):
+            block = self._flat[start : start + GRID]
+            part = coded[: codec.nbytes(block.size)]
+            codec.encode(block, part, Origin(0, 0, 0, start))
+            self._decode(part.data, start, block.size)
+
+    def _decode(self, payload: memoryview, offset: int, count: int) -> None:
+        assert self._codec is not None
+        values = self._flat[offset : offset + count]
+        if not self._codec.decode(payload, values):
+            index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
+            name, element = self.layout.locate(index)
+            self.fault = f"parameter {name!r} is at element {element} beyond what wire.pull can hold; use 'full'"
 
 
 class Place:
@@ -180,7 +217,13 @@ class Trainer:
         self._outgoing: Outgoing | None = None
         #: Elastic averaging: the parameters of a shard that are coming in.
         self._own: Array = np.empty(0)
+        #: None if contributions travel as they are.
+        self._encoder: Encoder | None = None
         self._heartbeat_s = 0.0
+        #: What was pushed last on this stream, by shard, as (epoch, step), unless it was refused.
+        self._pushed: dict[int, tuple[int, int]] = {}
+        #: Set when heartbeats are due at other times than before.
+        self._new_pace = asyncio.Event()
         self._chunk_bytes = 0
         self._last_step_s = float("inf")
         #: Set while there is a job.
@@ -199,6 +242,7 @@ class Trainer:
         self._replica = self._outgoing = None
         if self._learner is not None:
             self._learner.own.clear()
+        self._pushed = {}
         await stream.send(pb.WorkerMessage(join=self._identity.join()))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
@@ -237,12 +281,15 @@ class Trainer:
             case "census":
                 self._take_census(message.census, payload)
             case "layout":
-                self._replica = Replica(message.layout, self._job.train.dtype)
+                self._replica = Replica(message.layout, self._job)
                 self._outgoing = Outgoing(self._replica)
+                self._encoder = self._new_encoder(self._replica.layout)
             case "own":
                 self._take_own(message.own, payload)
             case "refusal":
                 refusal = message.refusal
+                if refusal.code != pb.Refusal.DUPLICATE:
+                    self._pushed.pop(refusal.shard, None)
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
@@ -266,7 +313,7 @@ class Trainer:
         return self._current_learner.job
 
     def _start(self, started: pb.JobStarted) -> None:
-        self._heartbeat_s = started.heartbeat_s
+        self._beat_every(started.heartbeat_s)
         job = Job.from_json(started.job_json)
         # The same job on a new stream: the shards that were read are still good. A server that was started anew
         # does not know that a name was used before, so the name alone does not make it the same job.
@@ -275,6 +322,10 @@ class Trainer:
             self._learner = Learner(job, self._base)
         self._working.set()
         log.info("job %s: %s on %s", started.job_id, self._job.task.use, self._job.data.source)
+
+    def _beat_every(self, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._new_pace.set()
 
     def _take_census(self, census: pb.Census, payload: memoryview) -> None:
         moments = None
@@ -302,13 +353,24 @@ class Trainer:
         if payload.nbytes:
             if replica is None:
                 raise ProtocolError("the server sent parameters without a layout")
-            values = read_values(payload, replica.layout.dtype, work.offset, replica.layout.size)
-            replica.write(work.offset, values)
+            replica.take(work.offset, payload)
         if not work.last:
             return
+        if work.HasField("heartbeat_s"):
+            self._beat_every(work.heartbeat_s)
         if replica is not None:
             replica.settle()
+        repeated = [a for a in work.assignments if self._pushed.get(a.shard) == (a.epoch, a.step)]
+        if repeated:
+            # Computed again it would overwrite what the server may be reading.
+            log.info("work that came twice is passed over: %d of %d", len(repeated), len(work.assignments))
+            for assignment in repeated:
+                work.assignments.remove(assignment)
+            if not work.assignments:
+                return
         try:
+            if replica is not None and replica.fault:
+                raise TaskError(replica.fault)
             await self._carry_out(stream, work)
         except ParamserverError as error:
             log.error("%s", error)
@@ -361,6 +423,9 @@ class Trainer:
             return False
         if any(assignment.kind != pb.Assignment.GRADIENT for assignment in work.assignments):
             return False
+        if self._encoder is not None and len({assignment.step for assignment in work.assignments}) > 1:
+            # Steps may differ in their bytes.
+            return False
         return self._replica.shares_memory or len(work.assignments) * self._replica.nbytes <= self._chunk_bytes
 
     async def _push_together(self, stream: Stream, work: pb.Work) -> None:
@@ -369,9 +434,14 @@ class Trainer:
         assert outgoing is not None
         payload = None if replica.shares_memory else outgoing.rows(len(work.assignments))
         message = pb.WorkerMessage()
+        coded: list[Array] = []
         for row, assignment in enumerate(work.assignments):
             push = message.pushes.pushes.add()
-            await self._contribute(stream, assignment, work.version, push, row)
+            flat = await self._contribute(stream, assignment, work.version, push, row)
+            if self._encoder is not None and payload is not None:
+                coded += [piece for _, piece in self._encoder.encode(flat, push.shard, push.step)]
+        if coded:
+            payload = np.concatenate(coded)
         push.pull = True
         await stream.send(message, payload)
 
@@ -383,10 +453,12 @@ class Trainer:
             push.pull = pull
             await stream.send(message)
             return
-        for start, chunk in self._chunks(flat):
+        encoder = self._encoder
+        pieces = self._chunks(flat) if encoder is None else encoder.encode(flat, push.shard, push.step)
+        for start, piece in pieces:
             push.offset = start
-            push.pull = pull and start + chunk.size == flat.size
-            await stream.send(message, chunk)
+            push.pull = pull and start == pieces[-1][0]
+            await stream.send(message, piece)
 
     async def _contribute(
         self, stream: Stream, assignment: pb.Assignment, version: int, push: pb.Push, row: int = 0
@@ -407,9 +479,18 @@ class Trainer:
         push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
         push.shared = replica.shares_memory
+        if push.shared and self._encoder is not None:
+            # There are no bytes to save in shared memory; the values are those that would have arrived.
+            self._encoder.encode(place.flat, push.shard, push.step, in_place=True)
+        self._pushed[push.shard] = (push.epoch, push.step)
         return place.flat
 
-    def _chunks(self, flat: Array) -> list[tuple[int, Array]]:
+    def _new_encoder(self, layout: Layout) -> Encoder | None:
+        if self._job.wire.push == "full":
+            return None
+        return Encoder(self._job, layout, chunk_elements(self._job, self._chunk_bytes))
+
+    def _chunks(self, flat: Array) -> list[Piece]:
         size = self._chunk_bytes // flat.itemsize
         return [(start, flat[start : start + size]) for start in range(0, flat.size, size)]
 
@@ -437,6 +518,9 @@ class Trainer:
         while True:
             # Without a job nobody counts on the worker.
             await self._working.wait()
-            await asyncio.sleep(self._heartbeat_s / 2)
+            self._new_pace.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._new_pace.wait(), self._heartbeat_s / 2)
+                continue
             if loop.time() - stream.last_sent > self._heartbeat_s / 2:
                 await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))

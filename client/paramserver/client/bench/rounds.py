@@ -9,13 +9,13 @@ import statistics
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from paramserver.client.bench import floor
 from paramserver.client.connection.client import Client
 from paramserver.client.launch import LocalCluster
 from paramserver.wire.errors import JobFailed, RequestError
-from paramserver.wire.job import Job
+from paramserver.wire.job import Job, WireSection
 
 TRANSPORTS = ("auto", "stream")
 
@@ -30,6 +30,8 @@ class Measured:
     size: int
     workers: int
     transport: str
+    #: Codec of gradients and, if it can encode them, parameters.
+    wire: str
     rounds: int
     median_ms: float
     #: Tenth and ninetieth percentile.
@@ -41,6 +43,9 @@ class Measured:
     #: CPU seconds of server and workers per 10⁹ bytes of gradients and parameters that a round hands over.
     cpu_s_per_gb: float
     floor_cpu_s_per_gb: float
+    #: Tensor bytes of one round in messages: from the workers, and to them; 0 in shared memory.
+    bytes_pushed: float
+    bytes_pulled: float
     #: Peak resident memory by process, shared pages included.
     peak_rss_mb: dict[str, float]
 
@@ -49,11 +54,13 @@ class Measured:
         return asdict(self)
 
 
-def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto") -> Measured:
+def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto", wire: str = "full") -> Measured:
     """Run `rounds` rounds of `size` float32 parameters with one shard for each worker, and the floor around them.
 
+    The floor moves float32 whatever `wire` is.
+
     Raises:
-        RequestError: for sizes or counts below 1, or an unknown transport.
+        RequestError: for sizes or counts below 1, or an unknown transport or codec.
         JobFailed: if the run fails.
     """
     for name, value, least in (("size", size, 1), ("workers", workers, 1), ("rounds", rounds, 5)):
@@ -65,7 +72,7 @@ def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto"
     # Half of the floor before and half after, so that a machine that gets busier shows in both.
     half = max(5, rounds // 2)
     before = time_floor(size, workers, half)
-    rounds_s, cpu_s, peaks = _run(size, workers, rounds, transport)
+    rounds_s, cpu_s, peaks, moved = _run(size, workers, rounds, transport, wire)
     after = time_floor(size, workers, half)
     gigabytes = 2 * workers * size * 4 / 1e9
     counted = rounds_s[int(len(rounds_s) * WARM_UP) :]
@@ -76,6 +83,7 @@ def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto"
         size=size,
         workers=workers,
         transport=transport,
+        wire=wire,
         rounds=len(rounds_s),
         median_ms=1e3 * median,
         p10_ms=1e3 * deciles[0],
@@ -84,11 +92,15 @@ def measure_rounds(size: int, workers: int, rounds: int, transport: str = "auto"
         ratio=median / floor_s,
         cpu_s_per_gb=cpu_s / len(rounds_s) / gigabytes,
         floor_cpu_s_per_gb=(before.cpu_s + after.cpu_s) / (2 * half) / gigabytes,
+        bytes_pushed=moved[0] / rounds,
+        bytes_pulled=moved[1] / rounds,
         peak_rss_mb=peaks,
     )
 
 
-def _run(size: int, workers: int, rounds: int, transport: str) -> tuple[list[float], float, dict[str, float]]:
+def _run(
+    size: int, workers: int, rounds: int, transport: str, wire: str
+) -> tuple[list[float], float, dict[str, float], tuple[int, int]]:
     job = Job.from_dict(
         {
             "task": {"use": f"{__package__}.task:Constant", "options": {"size": size}},
@@ -96,6 +108,10 @@ def _run(size: int, workers: int, rounds: int, transport: str) -> tuple[list[flo
             "train": {"steps": rounds},
             "optimizer": {"learning_rate": 0.01},
             "server": {"durability": "none"},
+            "wire": {
+                "push": wire,
+                "pull": wire if wire in get_args(WireSection.model_fields["pull"].annotation) else "full",
+            },
         }
     )
     with (
@@ -115,7 +131,8 @@ def _run(size: int, workers: int, rounds: int, transport: str) -> tuple[list[flo
                 raise JobFailed(update.status.reason)
         cpu_s = (_cpu_s(pids) - cpu_before) * rounds / max(1, rounds - version_before)
         peaks = {name: _peak_rss_mb(pid) for name, pid in pids.items()}
-    return [later - earlier for earlier, later in itertools.pairwise(seconds)], cpu_s, peaks
+    moved = update.status.bytes_received, update.status.bytes_sent
+    return [later - earlier for earlier, later in itertools.pairwise(seconds)], cpu_s, peaks, moved
 
 
 def _cpu_s(pids: dict[str, int]) -> float:

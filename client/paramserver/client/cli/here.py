@@ -101,13 +101,21 @@ def chaos(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of both runs. [default: runs/<timestamp>-<task>]")
     ] = None,
+    transport: Annotated[
+        str, typer.Option(metavar="auto|stream|mixed", help="Of the workers; mixed: they take turns.")
+    ] = "mixed",
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="sync, async or ssp, in place of the job's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a job twice, once under random kill -9 of server and workers, and compare the bits."""
+    """Train a job twice, once under random kill -9, freezes and faulty messages, and compare the bits."""
     from paramserver.client import rundirectory
     from paramserver.client.chaos import torment
 
     job = Job.from_toml(job_file)
+    if mode is not None:
+        tables = job.model_dump()
+        tables["train"]["mode"] = mode
+        job = Job.from_dict(tables, origin=str(job_file))
     directory = run or rundirectory.fresh_path(job)
     with shown() as progress:
         found = torment(
@@ -119,6 +127,7 @@ def chaos(
             job_file.parent,
             progress,
             narrate=lambda act: print(f"chaos: {act}", file=sys.stderr),
+            transport=transport,
         )
     if as_json:
         print_json(found.summary())

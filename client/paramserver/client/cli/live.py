@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -22,7 +22,7 @@ _MOST_WORKERS = 12
 _MOST_WAITS = 3
 #: Shorter waits are the ordinary breath of a barrier.
 _NOTABLE_WAIT_S = 0.5
-_COLOURS = {"ready": "green", "silent": "yellow", "done": "green", "failed": "red", "stopped": "yellow"}
+_COLOURS = {"ready": "green", "silent": "yellow", "stuck": "red", "done": "green", "failed": "red", "stopped": "yellow"}
 
 
 class LiveView:
@@ -62,8 +62,9 @@ def render(status: pb.StatusReply, steps_per_s: float = 0.0) -> RenderableType:
         parts.append(Text("no workers have joined", style="yellow"))
     parts += _waits(status)
     if status.rejected:
-        refused = ", ".join(f"{count} {reason}" for reason, count in sorted(status.rejected.items()))
-        parts.append(Text(f"refused pushes: {refused}", style="yellow"))
+        parts.append(Text(f"refused pushes: {_reasons(status.rejected)}", style="yellow"))
+    for worker in [worker for worker in status.left if worker.rejected][:_MOST_WORKERS]:
+        parts.append(Text(f"  of {worker.name}, which left: {_reasons(worker.reasons)}", style="dim"))
     return Group(*parts)
 
 
@@ -118,11 +119,25 @@ def _workers(status: pb.StatusReply) -> Table:
             str(worker.pushes),
             str(worker.rejected),
             f"{worker.silent_s:.1f} s",
-            Text(worker.state, style=_COLOURS.get(worker.state.partition(":")[0], "")),
+            Text(_state(worker, status), style=_COLOURS.get(worker.state.partition(":")[0], "")),
         )
     if len(status.workers) > _MOST_WORKERS:
         table.add_row(f"… and {len(status.workers) - _MOST_WORKERS} more")
     return table
+
+
+def _state(worker: pb.WorkerStatus, status: pb.StatusReply) -> str:
+    """Return the worker's state and, where they matter, what it was refused for and why it waits."""
+    parts = [worker.state]
+    if worker.reasons:
+        parts.append(f"refused: {_reasons(worker.reasons)}")
+    if worker.waits and any(wait.since_s >= _NOTABLE_WAIT_S for wait in status.waiting_for):
+        parts.append(worker.waits)
+    return "; ".join(parts)
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
 
 
 def _waits(status: pb.StatusReply) -> list[RenderableType]:

@@ -22,12 +22,13 @@ def round_(
     workers: Annotated[int, typer.Option(help="Worker processes, one shard each.")] = 2,
     rounds: Annotated[int, typer.Option(help="Synchronous rounds.")] = 200,
     transport: Annotated[str, typer.Option(help="auto (shared memory here) or stream.")] = "auto",
+    wire: Annotated[str, typer.Option(help="full; bf16, fp16 (both ways); int8, topk, sign (gradients).")] = "full",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Time synchronous rounds: push, add up, apply, pull."""
     from paramserver.client.bench.rounds import measure_rounds
 
-    found = measure_rounds(size, workers, rounds, transport)
+    found = measure_rounds(size, workers, rounds, transport, wire)
     if as_json:
         print_json(found.summary())
         return
@@ -35,4 +36,5 @@ def round_(
     print(f"round  median {found.median_ms:.3f} ms, p10 {found.p10_ms:.3f}, p90 {found.p90_ms:.3f}")
     print(f"floor  median {found.floor_ms:.3f} ms, ratio {found.ratio:.2f}")
     print(f"CPU    {found.cpu_s_per_gb:.2f} s/GB, floor {found.floor_cpu_s_per_gb:.2f} s/GB")
+    print(f"wire   {found.wire}, {found.bytes_pushed:,.0f} bytes pushed and {found.bytes_pulled:,.0f} pulled a round")
     print("memory " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in found.peak_rss_mb.items()))

@@ -31,6 +31,7 @@ def print_verdict(verdict: Verdict) -> None:
     killed = ", ".join(f"{name} {count}" for name, count in sorted(verdict.kills.items()))
     print(f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.reason}")
     print(f"seed {verdict.seed}, kill -9: {killed}; frozen and woken: {verdict.freezes}")
+    print(f"messages lost: {verdict.lost}, sent twice: {verdict.repeated}")
     print(f"θ sha256 {verdict.theta_sha256}")
     if verdict.undisturbed_sha256:
         print(f"undisturbed {verdict.undisturbed_sha256}")

@@ -12,8 +12,9 @@ def summary(status: pb.StatusReply) -> dict[str, Any]:
     """Return what `paramserver status --json` prints.
 
     `job` (its id, or None), `state`, `reason`, `mode`, `version`, `step` (the slowest shard's), `steps` (to make),
-    `loss`, `seconds`, `samples`, `clock` (next step of each shard), `workers`, `shards`, `waiting_for`, `staleness`
-    (contributions applied, by versions between pull and push), `rejected` (pushes, by reason) and `bytes`.
+    `loss`, `seconds`, `samples`, `clock` (next step of each shard), `workers`, `left` (workers that went), `shards`,
+    `waiting_for`, `staleness` (contributions applied, by versions between pull and push), `rejected` (pushes, by
+    reason) and `bytes`.
     """
     return {
         "job": status.job_id or None,
@@ -36,11 +37,12 @@ def summary(status: pb.StatusReply) -> dict[str, Any]:
                 "shards": list(worker.shards),
                 "lag": worker.lag,
                 "silent_s": worker.silent_s,
-                "pushes": worker.pushes,
-                "rejected": worker.rejected,
+                "waits": worker.waits or None,
+                **_counts(worker),
             }
             for worker in status.workers
         ],
+        "left": [{"name": worker.name, **_counts(worker)} for worker in status.left],
         "shards": [
             {
                 "shard": shard.shard,
@@ -52,13 +54,26 @@ def summary(status: pb.StatusReply) -> dict[str, Any]:
             for shard in status.shards
         ],
         "waiting_for": [
-            {"shard": wait.shard, "worker": wait.worker or None, "since_s": wait.since_s, "reason": wait.reason}
+            {
+                "shard": wait.shard,
+                "worker": wait.worker or None,
+                "since_s": wait.since_s,
+                "heard_s": wait.heard_s if wait.HasField("heard_s") else None,
+                "then": wait.then,
+                "due_s": wait.due_s if wait.HasField("due_s") else None,
+                "reason": wait.reason,
+            }
             for wait in status.waiting_for
         ],
         "staleness": {str(delay): count for delay, count in sorted(status.staleness.items())},
         "rejected": dict(sorted(status.rejected.items())),
         "bytes": {"received": status.bytes_received, "sent": status.bytes_sent},
     }
+
+
+def _counts(worker: pb.WorkerStatus) -> dict[str, Any]:
+    reasons = dict(sorted(worker.reasons.items()))
+    return {"pushes": worker.pushes, "rejected": worker.rejected, "reasons": reasons}
 
 
 def step(status: pb.StatusReply) -> int:

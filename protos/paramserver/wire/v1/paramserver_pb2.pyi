@@ -57,20 +57,22 @@ class ServerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned")
+    __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "instance")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     worker: str
     host: str
     pid: int
     accepts: _containers.RepeatedScalarFieldContainer[int]
     pinned: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ...) -> None: ...
+    instance: int
+    def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ..., instance: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "chunk_bytes", "probe")
@@ -149,16 +151,18 @@ class PullWork(_message.Message):
     def __init__(self, held: _Optional[int] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("version", "offset", "last", "assignments")
+    __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     version: int
     offset: int
     last: bool
     assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
-    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ...) -> None: ...
+    heartbeat_s: float
+    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
 
 class Own(_message.Message):
     __slots__ = ("shard", "offset")
@@ -315,7 +319,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments", "durability")
+    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments", "durability", "left")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -350,6 +354,7 @@ class StatusReply(_message.Message):
     CENSUS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     state: str
@@ -370,10 +375,18 @@ class StatusReply(_message.Message):
     census: Census
     moments: bytes
     durability: str
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ..., durability: _Optional[str] = ...) -> None: ...
+    left: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ..., durability: _Optional[str] = ..., left: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "host", "pid", "shards", "silent_s", "pushes", "rejected", "lag", "state")
+    __slots__ = ("name", "host", "pid", "shards", "silent_s", "pushes", "rejected", "lag", "state", "reasons", "waits")
+    class ReasonsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -383,6 +396,8 @@ class WorkerStatus(_message.Message):
     REJECTED_FIELD_NUMBER: _ClassVar[int]
     LAG_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
     name: str
     host: str
     pid: int
@@ -392,7 +407,9 @@ class WorkerStatus(_message.Message):
     rejected: int
     lag: int
     state: str
-    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., silent_s: _Optional[float] = ..., pushes: _Optional[int] = ..., rejected: _Optional[int] = ..., lag: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+    reasons: _containers.ScalarMap[str, int]
+    waits: str
+    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., silent_s: _Optional[float] = ..., pushes: _Optional[int] = ..., rejected: _Optional[int] = ..., lag: _Optional[int] = ..., state: _Optional[str] = ..., reasons: _Optional[_Mapping[str, int]] = ..., waits: _Optional[str] = ...) -> None: ...
 
 class ShardStatus(_message.Message):
     __slots__ = ("shard", "clock", "worker", "epoch", "rows")
@@ -409,16 +426,22 @@ class ShardStatus(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., clock: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class Wait(_message.Message):
-    __slots__ = ("shard", "worker", "since_s", "reason")
+    __slots__ = ("shard", "worker", "since_s", "reason", "heard_s", "then", "due_s")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SINCE_S_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    THEN_FIELD_NUMBER: _ClassVar[int]
+    DUE_S_FIELD_NUMBER: _ClassVar[int]
     shard: int
     worker: str
     since_s: float
     reason: str
-    def __init__(self, shard: _Optional[int] = ..., worker: _Optional[str] = ..., since_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    heard_s: float
+    then: str
+    due_s: float
+    def __init__(self, shard: _Optional[int] = ..., worker: _Optional[str] = ..., since_s: _Optional[float] = ..., reason: _Optional[str] = ..., heard_s: _Optional[float] = ..., then: _Optional[str] = ..., due_s: _Optional[float] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("after_step",)

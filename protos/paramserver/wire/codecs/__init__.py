@@ -1,0 +1,64 @@
+"""Which codec a job's tensors travel in. Both sides import it: the encoder's choice is the decoder's expectation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paramserver.wire.codecs.bfloat16 import BFloat16
+from paramserver.wire.codecs.codec import Codec, Origin
+from paramserver.wire.codecs.float16 import Float16
+from paramserver.wire.codecs.int8 import Int8
+from paramserver.wire.codecs.sign import Sign
+from paramserver.wire.codecs.topk import TopK
+from paramserver.wire.errors import TensorError
+from paramserver.wire.job import Job, WireSection
+from paramserver.wire.layout import Array
+
+__all__ = ["Codec", "Origin", "chunk_elements", "decode_chunk", "pull_codec", "push_codec"]
+
+
+def pull_codec(wire: WireSection) -> Codec | None:
+    """Return the codec of the parameters on their way to a worker; None if they travel as they are."""
+    return _half(wire.pull)
+
+
+def push_codec(wire: WireSection) -> Codec | None:
+    """Return the codec of the contributions' chunks; None if they travel as they are, or whole by `PowerSGD`.
+
+    Where pushes keep something back, those that are exact travel as they are.
+    """
+    match wire.push:
+        case "int8":
+            return Int8()
+        case "topk":
+            return TopK(wire.density)
+        case "sign":
+            return Sign()
+    return _half(wire.push)
+
+
+def chunk_elements(job: Job, chunk_bytes: int) -> int:
+    """Return how many values make a chunk: of pushes and pulls alike, and twice as many where both are halves."""
+    elements = chunk_bytes // np.dtype(job.train.dtype).itemsize
+    return 2 * elements if {job.wire.push, job.wire.pull} <= {"bf16", "fp16"} else elements
+
+
+def decode_chunk(codec: Codec, payload: memoryview, count: int) -> tuple[Array, bool]:
+    """Return a chunk of `count` values that a peer sent, and whether all are finite.
+
+    Raises:
+        TensorError: if the payload does not hold so many.
+    """
+    if count < 1 or payload.nbytes != codec.nbytes(count):
+        raise TensorError(f"a chunk of {payload.nbytes} bytes came where {count} values are expected")
+    out = np.empty(count, np.float32)
+    return out, codec.decode(payload, out)
+
+
+def _half(name: str) -> Codec | None:
+    match name:
+        case "bf16":
+            return BFloat16()
+        case "fp16":
+            return Float16()
+    return None

@@ -1,0 +1,146 @@
+"""Codecs between real processes: the same bits over both transports, for any number of workers and after kills."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from processes.cluster import Cluster
+from processes.test_training_processes import WIDE
+
+ROWS = 120
+
+
+def job(folder: Path, wire: dict[str, Any], task: str = "softmax_regression", **train: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(ROWS, 20))
+    np.savez(folder / "data.npz", x=x, y=np.argmax(x[:, :4] + 0.1 * rng.normal(size=(ROWS, 4)), axis=1))
+    (folder / "wide.py").write_text(WIDE, encoding="utf-8")
+    return {
+        "task": {"use": task},
+        "data": {"source": "data.npz", "shards": 4, "batch_size": 10},
+        "train": {"steps": 30, **train},
+        "optimizer": {"learning_rate": 0.2},
+        "wire": wire,
+    }
+
+
+@pytest.mark.parametrize(
+    ("wire", "task"),
+    [
+        ({"push": "bf16", "pull": "bf16"}, "wide.py:Wide"),
+        ({"push": "fp16", "pull": "fp16"}, "softmax_regression"),
+        ({"pull": "bf16"}, "softmax_regression"),
+    ],
+    ids=str,
+)
+def test_the_same_bits_for_any_workers_and_transport(cluster: Cluster, wire: dict[str, Any], task: str) -> None:
+    control = cluster.server()
+    steps = 3 if "Wide" in task else 30
+    asked = job(cluster.folder, wire, task, steps=steps)
+    alone = cluster.worker(control, "shared")
+    control.joined("shared")
+    control.train(asked)
+    bits = control.bits()
+    alone.terminate()
+    alone.wait()
+    cluster.worker(control, "stream", "--transport", "stream")
+    control.joined("stream")
+    last = control.train(asked)
+    assert control.bits() == bits
+    size = len(bits) // 4
+    expected = {key: size * (2 if key in wire else 4) * steps for key in ("push", "pull")}
+    assert last.bytes_received == 4 * expected["push"]
+    assert last.bytes_sent == expected["pull"]
+    cluster.workers(control, "more")
+    control.train(asked)
+    assert control.bits() == bits
+    del asked["wire"]
+    control.train(asked)
+    assert control.bits() != bits
+
+
+SLOW = """
+import time
+from paramserver.worker.tasks.linear import SoftmaxRegression
+
+class Slow(SoftmaxRegression):
+    def loss_and_grad(self, params, batch):
+        time.sleep(0.003)
+        return super().loss_and_grad(params, batch)
+"""
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [{"push": "topk", "density": 0.05, "momentum": 0.9, "exact_every": 16}, {"push": "powersgd", "exact_every": 16}],
+    ids=str,
+)
+def test_what_a_killed_worker_had_kept_back_does_not_show(cluster: Cluster, wire: dict[str, Any]) -> None:
+    (cluster.folder / "slow.py").write_text(SLOW, encoding="utf-8")
+    asked = job(cluster.folder, wire, "slow.py:Slow", steps=60)
+    control = cluster.server()
+    workers = {"shared": cluster.worker(control, "shared")}
+    control.joined("shared")
+    control.train(asked)
+    bits = control.bits()
+    workers["stream"] = cluster.worker(control, "stream", "--transport", "stream")
+    control.joined("stream")
+    control.submit(asked)
+    # In the middle of a window, so that something is lost: then the job is taken back to the window's beginning.
+    for version, victim in ((20, "shared"), (42, "stream")):
+        reached = control.when(lambda status, version=version: status.version >= version and status.version % 16 < 12)
+        workers[victim].send_signal(signal.SIGKILL)
+        workers[victim].wait()
+        workers[victim] = cluster.worker(control, f"{victim}-again")
+        control.joined(f"{victim}-again")
+        assert reached.state == "train"
+    last = control.finish()
+    assert (last.state, last.version) == ("done", 60)
+    assert control.bits() == bits
+
+
+def test_a_gradient_beyond_fp16_fails_the_job_and_says_where(cluster: Cluster) -> None:
+    (cluster.folder / "large.py").write_text(
+        "import numpy as np\n"
+        "class Large:\n"
+        "    def init(self, rng, batch):\n"
+        "        return {'a': np.zeros(2, np.float32), 'w': np.zeros((3, 4), np.float32)}\n"
+        "    def loss_and_grad(self, params, batch):\n"
+        "        gradient = {name: np.ones_like(value) for name, value in params.items()}\n"
+        "        gradient['w'][2, 1] = 7000\n"
+        "        return 1.0, gradient\n",
+        encoding="utf-8",
+    )
+    control = cluster.server()
+    cluster.workers(control, "w")
+    control.submit(job(cluster.folder, {"push": "fp16"}, "large.py:Large"))
+    last = control.finish()
+    assert last.state == "failed"
+    assert "sum over the batch is 70000 at element 9 of 'w', beyond what wire.push = 'fp16' can hold" in last.reason
+
+
+def test_parameters_beyond_fp16_fail_the_job_and_say_where(cluster: Cluster) -> None:
+    (cluster.folder / "grow.py").write_text(
+        "import numpy as np\n"
+        "class Grow:\n"
+        "    def init(self, rng, batch):\n"
+        "        return {'w': np.full(5, 65000, np.float32)}\n"
+        "    def loss_and_grad(self, params, batch):\n"
+        "        return 1.0, {'w': np.array([0, 0, 0, -1000, 0], np.float32)}\n",
+        encoding="utf-8",
+    )
+    control = cluster.server()
+    for arguments in ((), ("--transport", "stream")):
+        worker = cluster.worker(control, "w", *arguments)
+        control.joined("w")
+        control.submit(job(cluster.folder, {"pull": "fp16"}, "grow.py:Grow"))
+        last = control.finish()
+        assert last.state == "failed"
+        assert "parameter 'w' is at element 3 beyond what wire.pull can hold" in last.reason
+        worker.terminate()
+        worker.wait()

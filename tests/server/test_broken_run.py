@@ -1,0 +1,110 @@
+"""When the server itself fails at an update, the job ends with the reason, and nobody is left waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paramserver.server.run import Run
+from paramserver.server.session import MAX_PARAMETERS_WAITING, Session
+from paramserver.wire.framing import decode_server_message
+from paramserver.wire.job import Job
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+JOB: dict[str, Any] = {
+    "task": {"use": "unknown to the server"},
+    "data": {"source": "unknown to the server", "shards": 1},
+    "train": {"steps": 5, "dtype": "float64"},
+}
+
+
+class Training:
+    """A run in its first round with one worker, without a network."""
+
+    def __init__(self) -> None:
+        self.session = Session(pb.Join(protocol=1, worker="w"))
+        self.now = 0.0
+        self.run = Run("job", Job.from_dict(JOB), {"w": self.session}, clock=lambda: self.now, epoch=0)
+        self.run.welcome(self.session)
+        self.take(pb.WorkerMessage(pull=pb.PullWork()))
+        self.take(pb.WorkerMessage(survey=pb.Survey(shard=0, epoch=1, rows=1, features=1)))
+        self.take(pb.WorkerMessage(pull=pb.PullWork()))
+        tensors = [pb.Tensor(name="t", shape=[2])]
+        self.take(pb.WorkerMessage(initial=pb.Initial(shard=0, epoch=1, tensors=tensors)), 1.0, 2.0)
+        self.read()
+        self.take(pb.WorkerMessage(pull=pb.PullWork()))
+        assert self.run.engine.phase == "train"
+        self.read()
+
+    def push(self, step: int) -> None:
+        push = pb.Push(shard=0, epoch=1, step=step, version=step, samples=1, loss=0.5, pull=True)
+        self.take(pb.WorkerMessage(push=push), 1.0, 1.0)
+
+    def take(self, message: pb.WorkerMessage, *values: float) -> None:
+        self.run.take(self.session, message, memoryview(np.array(values, "<f8").tobytes()))
+
+    def read(self) -> list[pb.ServerMessage]:
+        """Return what the worker was told since the last time."""
+        answers = [*self.session._outbox]
+        self.session._outbox.clear()
+        return [decode_server_message(data)[0] for answer in answers for data in answer]
+
+
+def test_an_update_that_fails_ends_the_job_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = Training()
+    training.push(0)
+    training.read()
+    store = training.run.store
+    assert store is not None
+    before = int(store._segment.sequence[0]) if store._segment is not None else 0
+    assert store.is_whole
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for the gradient")
+
+    monkeypatch.setattr(store.update, "apply", fail)
+    training.push(1)
+    engine = training.run.engine
+    assert engine.phase == "failed"
+    assert engine.reason == "the server failed at version 2: MemoryError: no room for the gradient"
+    ended = [message.ended for message in training.read() if message.HasField("ended")]
+    assert [(e.status, e.reason) for e in ended] == [("failed", engine.reason)]
+    assert "no room for the gradient" in caplog.text
+    # A reader of the shared memory must not wait for the end of this update.
+    if store._segment is not None:
+        assert int(store._segment.sequence[0]) == before + 2
+    assert not store.is_whole, "θ may be changed in part"
+    assert training.run.snapshot().parameters is None, "and must not be kept"
+    # The server goes on: what still comes is refused, not a new failure.
+    training.push(2)
+    assert engine.phase == "failed"
+
+
+def test_a_failure_between_two_updates_ends_the_job_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training()
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(training.run.history, "record", fail)
+    training.push(0)
+    assert training.run.engine.phase == "failed"
+    assert "RuntimeError: a bug" in training.run.engine.reason
+    assert training.run.store is not None
+    assert training.run.store.is_whole
+
+
+def test_parameters_do_not_pile_up_for_a_worker_that_reads_nothing() -> None:
+    training = Training()
+    cuts: list[int] = []
+    training.session.cut = lambda: cuts.append(1)
+    for number in range(20):
+        training.take(pb.WorkerMessage(pull=pb.PullWork()))
+        assert len(training.session._outbox) <= MAX_PARAMETERS_WAITING
+        assert bool(cuts) == (number >= MAX_PARAMETERS_WAITING)
+    assert training.session.closed
+    assert training.read() == []

@@ -1,0 +1,113 @@
+"""Contributions as they travel, for a job whose pushes have a codec."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paramserver.wire.codecs import Origin, push_codec
+from paramserver.wire.codecs.powersgd import PowerSGD
+from paramserver.wire.errors import TaskError
+from paramserver.wire.job import Job
+from paramserver.wire.layout import Array, Layout, is_finite
+from paramserver.worker.feedback import Feedback
+
+#: A piece of a contribution: its offset, in elements of what travels, and its bytes.
+Piece = tuple[int, Array]
+
+
+class Encoder:
+    """Encodes the contributions of one job in chunks of `chunk` elements.
+
+    What a push keeps back is held here until the next push of its shard, and nowhere else; why that is enough is told
+    in docs/adr/0007-what-is-kept-back.md.
+    """
+
+    def __init__(self, job: Job, layout: Layout, chunk: int) -> None:
+        self._wire = job.wire
+        self._seed = job.train.seed
+        self._in_rounds = job.train.mode == "sync"
+        self._layout = layout
+        self._chunk = chunk
+        self._codec = push_codec(job.wire)
+        self._low_rank = PowerSGD(layout, job.wire.rank) if job.wire.push == "powersgd" else None
+        #: By shard.
+        self._kept: dict[int, Feedback] = {}
+
+    def encode(self, flat: Array, shard: int, step: int, in_place: bool = False) -> list[Piece]:
+        """Return the pieces of a finite contribution; with `in_place`, `flat` then holds what they will be read as.
+
+        Without, what it holds then is of no use.
+
+        Raises:
+            TaskError: if a value is beyond what the codec can hold.
+        """
+        what = f"shard {shard}, step {step}"
+        if not self._wire.keeps_back:
+            pieces = self._code(flat, shard, step, what)
+            if in_place:
+                self._decode(pieces, flat)
+            return pieces
+        kept = self._kept_for(shard, step)
+        kept.add(flat)
+        if self._wire.is_exact(step):
+            np.copyto(flat, kept.rest)
+            del self._kept[shard]
+            self._check(flat, flat, 0, what)
+            return self._cut(flat)
+        if self._low_rank is not None:
+            coded, kept.qs = self._low_rank.encode(kept.rest, kept.qs)
+            self._low_rank.decode(coded, flat)
+            self._check(kept.rest, flat, 0, what)
+            pieces = self._cut(coded)
+        else:
+            pieces = self._code(kept.rest, shard, step, what)
+            self._decode(pieces, flat)
+        kept.remove(flat)
+        return pieces
+
+    def _kept_for(self, shard: int, step: int) -> Feedback:
+        """Return what the push before has kept back; nothing if this process did not compute it."""
+        kept = self._kept.get(shard)
+        if kept is None or kept.next_step != step or step % self._wire.exact_every == 0:
+            if self._in_rounds:
+                # All shards are at one step, so these belong to shards that others compute now.
+                self._kept = {s: k for s, k in self._kept.items() if k.next_step >= step}
+            qs = [] if self._low_rank is None else self._low_rank.first_q(self._seed)
+            kept = self._kept[shard] = Feedback(self._layout.size, self._wire.momentum, qs)
+        kept.next_step = step + 1
+        return kept
+
+    def _code(self, values: Array, shard: int, step: int, what: str) -> list[Piece]:
+        codec = self._codec
+        assert codec is not None
+        chunks = self._cut(values)
+        coded = np.empty(sum(codec.nbytes(chunk.size) for _, chunk in chunks), np.uint8)
+        pieces, begin = [], 0
+        for start, chunk in chunks:
+            piece = coded[begin : begin + codec.nbytes(chunk.size)]
+            begin += piece.size
+            if not codec.encode(chunk, piece, Origin(self._seed, shard, step, start)):
+                decoded = np.empty_like(chunk)
+                codec.decode(piece.data, decoded)
+                self._check(chunk, decoded, start, what)
+            pieces.append((start, piece))
+        return pieces
+
+    def _decode(self, pieces: list[Piece], out: Array) -> None:
+        assert self._codec is not None
+        for (_, piece), (_, chunk) in zip(pieces, self._cut(out), strict=True):
+            self._codec.decode(piece.data, chunk)
+
+    def _cut(self, vector: Array) -> list[Piece]:
+        return [(start, vector[start : start + self._chunk]) for start in range(0, vector.size, self._chunk)]
+
+    def _check(self, values: Array, decoded: Array, start: int, what: str) -> None:
+        """Refuse what is not finite behind the codec; `start` is the index of the first value."""
+        if is_finite(decoded):
+            return
+        index = int(np.argmax(~np.isfinite(decoded)))
+        name, element = self._layout.locate(start + index)
+        raise TaskError(
+            f"{what}: the gradient's sum over the batch is {values[index]:g} at element {element} of {name!r}, beyond"
+            f" what wire.push = {self._wire.push!r} can hold; use 'full' or a smaller batch"
+        )
