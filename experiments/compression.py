@@ -26,7 +26,7 @@ LOOK = 5
 #: Every codec that there is, as it comes, and some with other options.
 CODECS: dict[str, dict[str, Any]] = {
     **{push: {"push": push} for push in get_args(WireSection.model_fields["push"].annotation)},
-    "topk 0.1 %": {"push": "topk", "density": 0.001},
+    "topk, density 0.001": {"push": "topk", "density": 0.001},
 }
 
 
@@ -106,9 +106,11 @@ def draw(rows: Sequence[Row], figure: Figure) -> None:
             runs = [float(row[value]) for row in rows if row["codec"] == codec]
             axes.plot(runs, [place] * len(runs), "k.", markersize=4)
             axes.text(found.high * 1.1, place, f"{found.median:,.0f}", va="center", fontsize=8)
-        if finite:
+        if finite and value == "kB":
             axes.set_xscale("log")
             axes.set_xlim(min(finite) / 2, max(finite) * 3)
+        elif finite:
+            axes.set_xlim(0, max(finite) * 1.2)
         tidy(axes, title, value, "")
         axes.grid(visible=False, axis="y")
     axes.set_yticks(range(len(codecs)), [str(codec) for codec in codecs])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from experiments.report import Experiment, command, curve, distinct, spread, table, tidy
 from experiments.trials import Row, run_all
@@ -112,10 +112,13 @@ def draw(rows: Sequence[Row], figure: Figure) -> None:
         if any(math.isfinite(float(row[value])) for row in rows):
             axes.set_yscale("log")
         axes.set_xticks(STEPS)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ScalarFormatter())
-        tidy(axes, title, "local steps H", value)
-    axes.legend(fontsize=8, frameon=False)
+        tidy(axes, title, "local steps H (a point that lacks was not reached)", value)
+        if value == "rounds":
+            axes.legend(fontsize=8, frameon=False, loc="lower left")
 
 
 EXPERIMENT = Experiment("local_steps", measure, tell, draw)

@@ -34,7 +34,7 @@ from paramserver.worker.tasks import Task, load_task, loss_and_gradient
 HERE = Path(__file__).parent
 
 FAST_WORKERS, TIMES_SLOWER, STEP_S = 3, 5, 0.01
-TARGET, LIMIT_S = 0.3, 8.0
+TARGET, LIMIT_S = 0.3, 5.0
 #: Between two looks at θ.
 LOOK_S = 0.01
 

@@ -25,6 +25,7 @@ from paramserver.worker.batches import Batch
 from paramserver.worker.encoder import Encoder
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
+from paramserver.worker.moments import Standardizer
 from paramserver.worker.shard import Survey, open_test
 from paramserver.worker.tasks import metrics
 
@@ -102,7 +103,7 @@ class Simulation:
 
     @cached_property
     def _test(self) -> Batch:
-        standardizer = self._learner._standardizer
+        standardizer = None if self._moments is None else Standardizer.from_moments(self._moments)
         return open_test(self.job, self._features, self._classes, standardizer)
 
     def _feed(self, *events: ev.Event) -> None:
@@ -151,7 +152,8 @@ class Simulation:
         self._features = max(survey.features for survey in surveys)
         self._classes = max(s.classes for s in surveys) if all(s.classes for s in surveys) else 0
         moments: list[Moments] = [survey.moments for survey in surveys if survey.moments is not None]
-        self._learner.prepare(self._classes, combine(moments) if moments else None)
+        self._moments = combine(moments) if moments else None
+        self._learner.prepare(self._classes, self._moments)
 
     def _initialise(self, shard: int) -> None:
         arrays = self._learner.initial(shard)
