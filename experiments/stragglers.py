@@ -170,16 +170,17 @@ def draw(rows: Sequence[Row], figure: Figure) -> None:
             axes.barh(
                 y, width, height * 0.9, color=COLOURS[number], alpha=0.85 if arrived else 0.25, hatch=hatch, label=label
             )
-            axes.plot([min(t, LIMIT_S) for t in times], [y] * len(times), "k.", markersize=4)
+            dots = [seconds for seconds in times if math.isfinite(seconds)]
+            axes.plot(dots, [y] * len(dots), "k.", markersize=4)
             text = f" {found.median:.2f} s" if arrived else " never"
-            axes.text(width, y, text, va="center", fontsize=8)
+            axes.text(max([width, *dots]), y, text, va="center", fontsize=8)
     axes.set_yticks(range(len(modes)), [str(mode) for mode in modes])
     axes.invert_yaxis()
     axes.set_xlim(0, LIMIT_S * 1.1)
     title = f"Time to a training loss of {TARGET:g}, one of four workers {TIMES_SLOWER} times slower (dots: runs)"
     tidy(axes, title, "seconds", "")
     axes.grid(visible=False, axis="y")
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
 
 
 EXPERIMENT = Experiment("stragglers", measure, tell, draw)
