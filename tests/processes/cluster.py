@@ -129,6 +129,8 @@ class Control:
         self.process = process
         self.channel = grpc.insecure_channel(address)
         self.stub = rpc.ControlStub(self.channel)  # type: ignore[no-untyped-call]
+        #: The version of θ as it was last returned.
+        self.pulled = 0
 
     def close(self) -> None:
         self.channel.close()
@@ -176,6 +178,7 @@ class Control:
     def theta(self) -> dict[str, Array]:
         """Return the parameters as the server holds them now."""
         replies = list(self.stub.Pull(pb.PullRequest(), timeout=DEADLINE_S))
+        self.pulled = replies[0].version
         flat = np.frombuffer(b"".join(reply.payload for reply in replies), replies[0].dtype)
         tensors, start = {}, 0
         for tensor in replies[0].layout.tensors:

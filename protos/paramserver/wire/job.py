@@ -58,6 +58,14 @@ class DataSection(Section):
     label_skew: float | None = Field(default=None, ge=0.001, le=10**6)
     batch_size: int = Field(default=256, ge=0)
     standardize: bool = False
+    #: Columns of a csv file that hold text; each cell becomes a 64-bit key.
+    hash: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _hash_fits(self) -> Self:
+        if self.hash and self.standardize:
+            raise ValueError("standardize = true cannot be had with hash: hashed columns have no mean")
+        return self
 
     @model_validator(mode="after")
     def _a_weight_for_every_shard(self) -> Self:
@@ -262,9 +270,12 @@ class ServerSection(Section):
     """How the server holds the job."""
 
     partitions: Literal[1] = 1
-    #: snapshot: θ and all that belongs to it outlive the server, if it was given a state directory.
-    durability: Literal["none", "snapshot"] = "snapshot"
+    #: What outlives the server, if it was given a state directory. snapshot: θ as of the last one, and all that
+    #: belongs to it. log: in async and ssp also every contribution that was acknowledged since.
+    durability: Literal["none", "snapshot", "log"] = "snapshot"
     snapshot_every_s: float = Field(default=30.0, gt=0, le=86_400)
+    #: The hash of θ is written down every so many versions; 0: with snapshots only.
+    hash_every: int = Field(default=0, ge=0)
     lease_s: float = Field(default=10.0, ge=0.1)
     #: Computing for less than this is never too long.
     stuck_s: float = Field(default=60.0, ge=0.1)
@@ -272,6 +283,10 @@ class ServerSection(Section):
     absent_s: float = Field(default=3600.0, ge=0)
     #: Pushes of a worker that break the contract before it gets no more work.
     max_bad_pushes: int = Field(default=3, ge=1)
+    #: Rows that a table keeps; the longest without an update go first. 0 is no bound.
+    table_max_rows: int = Field(default=0, ge=0)
+    #: Updates of θ after which a row without one is forgotten; 0 is never.
+    table_max_age: int = Field(default=0, ge=0, le=MAX_STEPS)
 
 
 #: What each codec that keeps something back takes.
@@ -350,6 +365,11 @@ class Job(Section):
                 raise ValueError(
                     f"wire.{key} = {value!r} needs server.partitions = 1, found {self.server.partitions}; use 'full'"
                 )
+        if self.server.durability == "log" and self.wire.keeps_back:
+            raise ValueError(
+                f"server.durability = 'log' needs a wire.push that keeps nothing back, found {self.wire.push!r}:"
+                " such a job takes back what it has counted when a shard changes hands; use 'snapshot'"
+            )
         if self.wire.momentum and self.optimizer.momentum:
             raise ValueError(
                 f"wire.momentum = {self.wire.momentum} takes the place of optimizer.momentum ="

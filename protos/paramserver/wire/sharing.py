@@ -105,8 +105,10 @@ class Segment:
     def __del__(self) -> None:
         self.close()
 
-    def copy_whole(self, out: Array) -> None:
+    def copy_whole(self, out: Array) -> int:
         """Copy the vector as it was at one moment, while its owner may be changing it (a sequence lock).
+
+        Returns how many changes it had had by then.
 
         Raises:
             PeerGone: if the owner began a change and does not end it, most likely because it was killed.
@@ -117,7 +119,7 @@ class Segment:
             if before % 2 == 0:
                 np.copyto(out, self.values)
                 if int(self.sequence[0]) == before:
-                    return
+                    return before // 2
             elif before != stuck:
                 stuck, since = before, time.monotonic()
             elif time.monotonic() - since > STUCK_S:

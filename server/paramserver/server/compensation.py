@@ -41,6 +41,23 @@ class DelayCompensation:
             self._latest = version, theta.copy()
         self._pulled[shard] = self._latest[1]
 
+    @property
+    def mean_square(self) -> Array:
+        """The running mean of g², which changes with the next update."""
+        return self._mean_square
+
+    def restore(self, mean_square: Array) -> None:
+        """Go on from an earlier mean of g²."""
+        self._mean_square[:] = mean_square
+
+    def pulled(self, shard: int) -> Array:
+        """Return the θ that the shard's next contribution is computed at."""
+        return self._pulled[shard]
+
+    def replay(self, shard: int, pulled: Array) -> None:
+        """Take `pulled` for the θ that the shard's next contribution was computed at."""
+        self._pulled[shard] = pulled
+
     def correct(self, shard: int, start: int, gradient: Array, theta: Array) -> None:
         """Correct a block of the shard's gradient in place; `start` is its first element within θ."""
         mean_square = self._mean_square[start : start + gradient.size]

@@ -161,6 +161,8 @@ class Engine:
                     self._push(contribution, effects, now)
                 if pull:
                     self._pull(worker, now)
+            case ev.Replayed(contribution):
+                self._count(contribution, effects, now)
             case ev.Misbehaved():
                 self._seen(event.worker, now)
                 self._misbehave(event, effects, now)
@@ -340,7 +342,7 @@ class Engine:
         state.busy = False
         state.rows = event.rows
         if all(shard.rows for shard in self.shards):
-            self.total_steps = _total_steps(self._job, [shard.rows for shard in self.shards])
+            self.total_steps = total_steps(self._job, [shard.rows for shard in self.shards])
             self._begin("initialise")
             effects.append(ev.CombineSurveys())
 
@@ -367,9 +369,12 @@ class Engine:
         if refusal is not None:
             self._refuse(refusal, effects, now)
             return
-        worker, shard = self.workers[c.worker], self.shards[c.shard]
         effects.append(ev.Keep(c.shard, c.step))
-        worker.pushes += 1
+        self.workers[c.worker].pushes += 1
+        self._count(c, effects, now)
+
+    def _count(self, c: Contribution, effects: list[Effect], now: float) -> None:
+        shard = self.shards[c.shard]
         shard.busy, shard.since, shard.loss, shard.samples = False, now, c.loss, c.samples
         self.clocks[c.shard] += 1
         self.samples += c.samples
@@ -509,13 +514,14 @@ class Engine:
 
     def _tick(self, effects: list[Effect], now: float) -> None:
         limit = self._job.stop.max_seconds
-        if self.phase == "train" and limit and now - self.train_started >= limit:
+        # The sums of `next_deadline`: a difference could round to less, and the tick would come again at once.
+        if self.phase == "train" and limit and now >= self.train_started + limit:
             self._end("done", f"the time limit of {limit:g} s is reached", effects, now)
             return
         self._pace.look(self.workers.values(), now)
         for name, worker in self.workers.items():
             silence, limit_s = now - worker.last_seen, self._pace.silence_s(worker)
-            if worker.alive and silence >= limit_s:
+            if worker.alive and now >= worker.last_seen + limit_s:
                 reason = f"worker {name} was silent for {silence:.1f} s; a lease ends after {limit_s:g} s"
                 self._drop(name, reason, effects, now)
             elif worker.usable and self._pace.is_overdue(worker, now) and self._can_be_replaced(name, now):
@@ -585,7 +591,7 @@ class Engine:
         return Assignment(kind, shard, self.shards[shard].epoch, self.clocks[shard])
 
 
-def _total_steps(job: Job, rows: list[int]) -> int:
+def total_steps(job: Job, rows: list[int]) -> int:
     """Return the steps of every shard: a step is `local_steps` batches, an epoch as many as the largest shard has."""
     if job.train.steps is not None:
         return job.train.steps

@@ -104,6 +104,12 @@ class Pushed(NamedTuple):
     pull: bool = False
 
 
+class Replayed(NamedTuple):
+    """A contribution that was counted before the server was started again is counted once more, in its old place."""
+
+    contribution: Contribution
+
+
 class Misbehaved(NamedTuple):
     """A worker sent something that breaks the contract; it was not taken."""
 
@@ -165,6 +171,7 @@ Event = (
     | Surveyed
     | Initialised
     | Pushed
+    | Replayed
     | Misbehaved
     | Failed
     | Measured

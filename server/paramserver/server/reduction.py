@@ -91,6 +91,10 @@ class Separate:
         """Keep the contribution for `take`."""
         self._held[shard] = chunks
 
+    def held(self, shard: int) -> list[Array]:
+        """Return the contribution of a shard that was not taken yet."""
+        return self._held[shard]
+
     def take(self, shards: Sequence[int]) -> list[Terms]:
         """Return, for every chunk, that of each of these contributions in the order given."""
         return [list(terms) for terms in zip(*(self._held.pop(shard) for shard in shards), strict=True)]

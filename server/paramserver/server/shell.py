@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from paramserver.server import events as ev
+from paramserver.server.log import Log, remove_segments
+from paramserver.server.provenance import Provenance, remove
 from paramserver.server.run import Run
 from paramserver.server.saver import Saver
 from paramserver.server.session import Session
@@ -46,6 +48,8 @@ class Shell:
         self._submitting = asyncio.Lock()
         #: None if nothing of the job is kept.
         self._saver: Saver | None = None
+        #: None if contributions are not logged.
+        self._log: Log | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: Random bytes in shared memory: whoever sends them back has mapped it.
         self.probe: Segment | None = None
@@ -80,6 +84,8 @@ class Shell:
             # No job is running, so that nobody is kept waiting by the disk.
             if job.server.durability == "none":
                 self._directory.clear()
+                remove_segments(self._directory.path)
+                remove(self._directory.path)
             else:
                 self._directory.save(Snapshot(job_id, job))
         run = self._new_run(job_id, job)
@@ -127,6 +133,15 @@ class Shell:
             raise StateError(f"durability is {self.durability}")
         return await self._saver.save()
 
+    async def caught_up(self) -> None:
+        """Wait until all that is counted now outlives this process, if the job asks for that much.
+
+        Raises:
+            StateError: if the log cannot be written.
+        """
+        if self._log is not None:
+            await self._log.caught_up()
+
     async def settled(self) -> None:
         """Wait until all that was to be kept is on the disk, or has failed."""
         if self._saver is not None:
@@ -145,8 +160,20 @@ class Shell:
 
     def _begin(self, run: Run) -> None:
         self.run = run
-        kept = run.job.server.durability != "none"
-        self._saver = Saver(run, self._directory) if kept and self._directory is not None else None
+        durability, directory = run.job.server.durability, self._directory
+        self._saver = run.log = self._log = None
+        if durability != "none" and directory is not None:
+            remove_segments(directory.path, but_of=directory.tag(run.job_id, run.submitted))
+            if durability == "log":
+                run.log = self._log = Log(run, directory)
+            # A job that takes versions back has no use for where they came from.
+            if not run.job.wire.keeps_back:
+                version = run.engine.version
+                run.provenance = Provenance(directory.path, run.job_id, run.submitted, version, run.job.train)
+                for update in directory.replayed:
+                    run.provenance.applied(update)
+            directory.replayed = []
+            self._saver = Saver(run, directory, self._log)
         if self._saver is None:
             log.warning("durability is %s", self.durability)
 

@@ -24,8 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from paramserver.server.events import Apply
+from paramserver.server.replay import replayed, segments
 from paramserver.server.snapshot import FORMAT, Snapshot, parse
 from paramserver.wire.errors import StateError
+from paramserver.wire.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path)
             self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise StateError(f"state directory {path}: {error.strerror}") from None
@@ -70,7 +73,11 @@ class StateDirectory:
         self._writing = threading.Lock()
         #: Files known to be good, oldest first.
         self._good: list[Path] = []
+        #: Of the files that were read or written by this process.
+        self._versions: dict[Path, int] = {}
         self._serial = 0
+        #: What the log had to add to the newest snapshot.
+        self.replayed: list[Apply] = []
         self._newest: Snapshot | None = None
         try:
             self._starts = self._open()
@@ -112,6 +119,8 @@ class StateDirectory:
                 raise StateError(f"snapshot in {self.path}: {error.strerror}") from None
             self._serial += 1
             self._good = [*(f for f in self._good if _tag_of(f) == _tag(snapshot)), file][-KEPT:]
+            self._versions = {f: v for f, v in self._versions.items() if f in self._good}
+            self._versions[file] = snapshot.version
             self._remove_others()
         return Saved(file, snapshot.version, theta)
 
@@ -125,6 +134,26 @@ class StateDirectory:
         """Hand out, once, the newest whole snapshot that was found on opening; None if there is none."""
         newest, self._newest = self._newest, None
         return newest
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The version of the oldest snapshot that is kept; None if that is not known."""
+        versions = [self._versions.get(file) for file in self._good]
+        return None if not versions or None in versions else min(v for v in versions if v is not None)
+
+    @staticmethod
+    def tag(job_id: str, job: Job) -> str:
+        """Return what the names of all files of a job hold."""
+        text = json.dumps([job_id, job.to_json()])
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def sync(self) -> None:
+        """Put the names of new files on the disk.
+
+        Raises:
+            OSError: if that fails.
+        """
+        os.fsync(self._lock)
 
     def _load(self) -> Snapshot | None:
         """Read the newest snapshot that is whole; name broken ones in the log."""
@@ -140,7 +169,9 @@ class StateDirectory:
                 for reason in broken:
                     log.error("%s; going on from the one before it", reason)
                 self._good = files
+                self._versions[files[-1]] = snapshot.version
                 log.info("found %s of version %d", files[-1], snapshot.version)
+                snapshot, self.replayed = replayed(snapshot, segments(self.path, _tag(snapshot)))
                 return snapshot
             broken.append(fault)
             files.pop()
@@ -197,6 +228,18 @@ class StateDirectory:
         return digest.hexdigest()
 
 
+def _make(path: Path) -> None:
+    """Make a directory and those above it; once this returns they outlive the machine's power."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for directory in missing:
+        above = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)
+
+
 def _read(file: Path) -> tuple[Snapshot | None, str]:
     """Return the snapshot, or None and what is wrong with the file."""
     try:
@@ -231,8 +274,7 @@ def _tag_of(file: Path) -> str:
 
 
 def _tag(snapshot: Snapshot) -> str:
-    text = json.dumps([snapshot.job_id, snapshot.job.to_json()])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return StateDirectory.tag(snapshot.job_id, snapshot.job)
 
 
 def _mark_text(starts: int, written: int = FORMAT) -> str:
@@ -253,3 +295,13 @@ def _read_mark(mark: Path) -> int:
     if written > FORMAT:
         raise StateError(f"{mark} has format {written}, this program reads up to format {FORMAT}; use a newer one")
     return int(starts)
+
+
+def read_snapshots(path: Path) -> list[Snapshot]:
+    """Return the whole snapshots of a state directory, oldest first, whoever uses it.
+
+    Raises:
+        StateError: if one was written by a newer program.
+    """
+    files = sorted(file for file in path.iterdir() if _NAME.fullmatch(file.name))
+    return [snapshot for snapshot, _ in map(_read, files) if snapshot is not None]

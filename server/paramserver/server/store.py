@@ -17,6 +17,7 @@ from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
 from paramserver.wire import sharing
 from paramserver.wire.codecs import Origin, chunk_elements, pull_codec
+from paramserver.wire.errors import StateError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
@@ -25,6 +26,9 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Tensor bytes of a chunk: a power of two, so that a chunk is a whole number of blocks of the norms.
 CHUNK_BYTES = 1 << 20
+
+#: The name of delay compensation's memory among the optimizer's.
+_MEAN_SQUARE = "delay_mean_square"
 
 
 class Store:
@@ -68,20 +72,56 @@ class Store:
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
-        """What the optimizer remembers, by name: flat vectors as long as θ, which change with the next update.
+        """What updates remember, by name: flat vectors as long as θ, which change with the next one.
 
         In elastic averaging the parameters of every shard are among them.
         """
         state = dict(self.update.state._asdict())
-        return state if self.elastic is None else state | self.elastic.state
+        if self._compensation is not None:
+            state[_MEAN_SQUARE] = self._compensation.mean_square
+        if self.elastic is not None:
+            state |= self.elastic.state
+        return state
 
     def restore(self, version: int, optimizer_state: Mapping[str, Array]) -> None:
         """Take the parameters given so far for those of `version`, whose optimizer state is this."""
         self.version = version
-        state = self.update.state
-        self.update.state = type(state)(**{name: optimizer_state[name] for name in state._fields})
+        state = dict(optimizer_state)
+        mean_square = state.pop(_MEAN_SQUARE, None)
+        if self._compensation is not None and mean_square is not None:
+            self._compensation.restore(mean_square)
         if self.elastic is not None:
-            self.elastic.restore(optimizer_state)
+            self.elastic.restore(state)
+        remembered = self.update.state
+        self.update.state = type(remembered)(**{name: state[name] for name in remembered._fields})
+        if self._segment is not None:
+            self._segment.sequence[0] = 2 * version
+
+    def contribution(self, shard: int) -> list[Array]:
+        """Return all that the update by the shard's contribution alone depends on, besides θ, in pieces.
+
+        Where delays are compensated for, the θ that it was computed at stands behind it.
+        """
+        assert isinstance(self.incoming, Separate)
+        pieces = self.incoming.held(shard)
+        if self.decoder is not None:
+            # The next contribution may be decoded to the same place.
+            pieces = [piece.copy() for piece in pieces]
+        return pieces if self._compensation is None else [*pieces, self._compensation.pulled(shard)]
+
+    def replay(self, shard: int, contribution: Array) -> None:
+        """Take in again what `contribution` returned, as one vector.
+
+        Raises:
+            StateError: if it does not have the right length.
+        """
+        size = self.layout.size
+        expected = size if self._compensation is None else 2 * size
+        if contribution.size != expected:
+            raise StateError(f"a contribution in the log has {contribution.size} values, {expected} are expected")
+        if self._compensation is not None:
+            self._compensation.replay(shard, contribution[size:])
+        self.incoming.hold(shard, self.cut(contribution[:size]))
 
     def go_back(self, job: Job, version: int, theta: Array, optimizer_state: Mapping[str, Array]) -> None:
         """Make θ what it was at `version`, by copies of θ and of its optimizer state; forget what is not applied."""
@@ -110,6 +150,16 @@ class Store:
         self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
+
+    @property
+    def shares_theta(self) -> bool:
+        """Whether workers may read θ in shared memory: not where it must be known at which θ they compute."""
+        return self._segment is not None and self._compensation is None
+
+    @property
+    def compensates(self) -> bool:
+        """Whether an update depends on the θ that its gradient was computed at."""
+        return self._compensation is not None
 
     def granted(self, shard: int) -> None:
         """Take note that the shard's next contribution will be computed at θ as it is now."""
@@ -140,7 +190,8 @@ class Store:
     def describe(self, shared: bool) -> pb.Layout:
         """Return the layout for a worker that does or does not share memory with this process."""
         layout = pb.Layout(tensors=self.layout.to_proto())
-        if shared and self._segment is not None:
+        if shared and self.shares_theta:
+            assert self._segment is not None
             layout.theta.pid, layout.theta.descriptor = os.getpid(), self._segment.descriptor
             layout.moves = self.moves
         return layout

@@ -15,7 +15,7 @@ from paramserver.wire.moments import Moments
 from paramserver.worker.batches import Batch, BatchOrder, Features, shard_range
 from paramserver.worker.data import open_source
 from paramserver.worker.data.pick import all_labels, pick
-from paramserver.worker.data.sparse import with_features
+from paramserver.worker.data.sparse import HASHED_FEATURES, with_features
 from paramserver.worker.labelskew import deal_by_label
 from paramserver.worker.moments import Standardizer, moments
 
@@ -28,6 +28,7 @@ class Survey:
     """What a shard knows of its data before training; the surveys of all shards make the job's."""
 
     rows: int
+    #: 0 where column numbers are hashes.
     features: int
     #: Classes seen in this shard, see `count_classes`. The job has 0 if any shard has 0, else the maximum.
     classes: int
@@ -66,7 +67,7 @@ class Shard:
                 and the labels are no class numbers.
         """
         data = job.data
-        source = open_source(data.source, data.label, base)
+        source = open_source(data.source, data.label, base, data.hash)
         if data.label_skew is None:
             x, y = source.read(*shard_range(source.rows, data.shards, shard, data.shard_weights))
         else:
@@ -80,7 +81,8 @@ class Shard:
             DataError: if the job standardises and a feature is not finite.
         """
         own = moments(self._x) if self._standardize else None
-        return Survey(self.rows, self.features, self._own_classes, own)
+        features = 0 if self.features == HASHED_FEATURES else self.features
+        return Survey(self.rows, features, self._own_classes, own)
 
     def prepare(self, classes: int, standardizer: Standardizer | None = None) -> None:
         """Take what the surveys of all shards gave, once, before the first batch."""
@@ -127,7 +129,7 @@ def open_test(
     name = job.data.test
     if not name:
         raise DataError("the job has no data.test to evaluate on")
-    source = open_source(name, _test_label(job), base)
+    source = open_source(name, _test_label(job), base, job.data.hash)
     x, y = source.read(0, source.rows)
     if not isinstance(x, np.ndarray):
         x = with_features(x, features)

@@ -29,11 +29,13 @@ from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.encoder import Encoder, Piece
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
+from paramserver.worker.rowexchange import RowExchange, Wanted, WorkGivenUp
 from paramserver.worker.stream import Stream
 from paramserver.worker.tasks.contract import check_finite
 
@@ -113,12 +115,16 @@ class Replica:
                 raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
             self._decode(payload, offset, count)
 
-    def settle(self) -> None:
-        """Make the views show one whole version, after `take` or from the server's memory."""
+    def settle(self, version: int) -> int:
+        """Make the views show one whole version, after `take` or from the server's memory; return which.
+
+        `version` is the one that was granted; memory may hold a newer one by now.
+        """
         if self._shared is not None:
-            self._shared.copy_whole(self._flat)
+            version = self._shared.copy_whole(self._flat)
             if self._codec is not None:
                 self._round(self._codec)
+        return version
 
     def _round(self, codec: Codec) -> None:
         """Leave of θ what would have come in messages."""
@@ -217,6 +223,9 @@ class Trainer:
         self._outgoing: Outgoing | None = None
         #: Elastic averaging: the parameters of a shard that are coming in.
         self._own: Array = np.empty(0)
+        #: The tables of the layout, and what exchanges their rows, once it is needed.
+        self._described: list[pb.Table] = []
+        self._rows: RowExchange | None = None
         #: None if contributions travel as they are.
         self._encoder: Encoder | None = None
         self._heartbeat_s = 0.0
@@ -239,7 +248,7 @@ class Trainer:
             ProtocolError: if the server breaks the contract.
         """
         self.joined = False
-        self._replica = self._outgoing = None
+        self._replica = self._outgoing = self._rows = None
         if self._learner is not None:
             self._learner.own.clear()
         self._pushed = {}
@@ -277,15 +286,19 @@ class Trainer:
                 log.info("joined %s as %s", stream.address, self._identity.name)
             case "job":
                 self._start(message.job)
-                await stream.send(pb.WorkerMessage(pull=pb.PullWork()))
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork(job_id=self._job_id)))
             case "census":
                 self._take_census(message.census, payload)
             case "layout":
                 self._replica = Replica(message.layout, self._job)
                 self._outgoing = Outgoing(self._replica)
+                self._described, self._rows = list(message.layout.tables), None
                 self._encoder = self._new_encoder(self._replica.layout)
             case "own":
                 self._take_own(message.own, payload)
+            case "rows":
+                # Of work that was given up since.
+                pass
             case "refusal":
                 refusal = message.refusal
                 if refusal.code != pb.Refusal.DUPLICATE:
@@ -295,7 +308,7 @@ class Trainer:
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
             case "ended":
                 log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
-                self._learner = self._replica = self._outgoing = None
+                self._learner = self._replica = self._outgoing = self._rows = None
                 self._job_id = ""
                 self._working.clear()
                 self._on_end()
@@ -359,7 +372,10 @@ class Trainer:
         if work.HasField("heartbeat_s"):
             self._beat_every(work.heartbeat_s)
         if replica is not None:
-            replica.settle()
+            version = replica.settle(work.version)
+            if not self._job.wire.keeps_back:
+                # Elsewhere θ may go back, and then its changes do not count versions.
+                work.version = version
         repeated = [a for a in work.assignments if self._pushed.get(a.shard) == (a.epoch, a.step)]
         if repeated:
             # Computed again it would overwrite what the server may be reading.
@@ -372,6 +388,9 @@ class Trainer:
             if replica is not None and replica.fault:
                 raise TaskError(replica.fault)
             await self._carry_out(stream, work)
+        except WorkGivenUp as given_up:
+            if given_up.asks_again:
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork(held=work.version)))
         except ParamserverError as error:
             log.error("%s", error)
             await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
@@ -413,13 +432,15 @@ class Trainer:
         flat = np.empty(layout.size, layout.dtype)
         pack(arrays, layout.views(flat))
         for start, chunk in self._chunks(flat):
-            tensors = layout.to_proto() if start == 0 else []
-            message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=tensors, offset=start)
+            message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, offset=start)
+            if start == 0:
+                message.tensors.extend(layout.to_proto())
+                message.tables.extend(tables_to_proto(self._current_learner.tables))
             await stream.send(pb.WorkerMessage(initial=message), chunk)
 
     def _fit_one_message(self, work: pb.Work) -> bool:
         """Whether the contributions are several, soon computed and so small that each is not worth a message."""
-        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S:
+        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S or self._described:
             return False
         if any(assignment.kind != pb.Assignment.GRADIENT for assignment in work.assignments):
             return False
@@ -470,9 +491,14 @@ class Trainer:
         place, slot = outgoing.place(assignment.shard, row)
         if slot is not None:
             await stream.send(pb.WorkerMessage(slot=slot))
-        gradient = await self._compute(
-            self._current_learner, replica.views, assignment.shard, assignment.step, place.views
-        )
+        learner, theta = self._current_learner, replica.views
+        exchange = self._exchange(stream, learner, replica.layout) if self._described or learner.tables else None
+        if exchange is not None:
+            keys = learner.keys(assignment.shard, assignment.step)
+            wanted = {name: Wanted.of(named) for name, named in keys.items()}
+            rows = await exchange.pull(assignment, wanted)
+            theta = theta | {name: wanted[name].spread(values) for name, values in rows.items()}
+        gradient = await self._compute(learner, theta, assignment.shard, assignment.step, place.views)
         pack(gradient.arrays, place.views, scale=gradient.samples)
         if not is_finite(place.flat):
             check_finite(place.views, f"shard {assignment.shard}, step {assignment.step}: ")
@@ -483,7 +509,20 @@ class Trainer:
             # There are no bytes to save in shared memory; the values are those that would have arrived.
             self._encoder.encode(place.flat, push.shard, push.step, in_place=True)
         self._pushed[push.shard] = (push.epoch, push.step)
+        if exchange is not None:
+            sums = {name: w.gather(gradient.arrays[name], gradient.samples) for name, w in wanted.items()}
+            check_finite(sums, f"shard {assignment.shard}, step {assignment.step}: ")
+            push.rows = await exchange.push(assignment, wanted, sums)
         return place.flat
+
+    def _exchange(self, stream: Stream, learner: Learner, layout: Layout) -> RowExchange:
+        """Return what pulls and pushes the rows of the job's tables."""
+        if self._rows is None:
+            tables = tables_from_proto(self._described, (tensor.name for tensor in layout.tensors))
+            if tables != learner.tables:
+                raise TaskError(f"the job began with the tables {tables}, the task here has {learner.tables}")
+            self._rows = RowExchange(stream, tables, layout.dtype, self._chunk_bytes, partial(self._take, stream))
+        return self._rows
 
     def _new_encoder(self, layout: Layout) -> Encoder | None:
         if self._job.wire.push == "full":

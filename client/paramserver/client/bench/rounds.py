@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-import os
 import statistics
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from paramserver.client.bench import floor
-from paramserver.client.connection.client import Client
-from paramserver.client.launch import LocalCluster
-from paramserver.wire.errors import JobFailed, RequestError
+from paramserver.client.bench.running import run
+from paramserver.wire.errors import RequestError
 from paramserver.wire.job import Job, WireSection
 
 TRANSPORTS = ("auto", "stream")
@@ -114,37 +108,5 @@ def _run(
             },
         }
     )
-    with (
-        tempfile.TemporaryDirectory() as logs,
-        LocalCluster(workers, Path(logs), Path.cwd(), transport=transport) as cluster,
-        Client(cluster.address, timeout_s=60.0) as client,
-    ):
-        cluster.wait_for_workers(client)
-        pids = cluster.pids()
-        client.submit(job)
-        cpu_before, seconds = math.nan, []
-        for update in client.watch(cluster.check):
-            if math.isnan(cpu_before) and update.status.version:
-                cpu_before, version_before = _cpu_s(pids), update.status.version
-            seconds += [point.seconds for point in update.points]
-            if update.status.state == "failed":
-                raise JobFailed(update.status.reason)
-        cpu_s = (_cpu_s(pids) - cpu_before) * rounds / max(1, rounds - version_before)
-        peaks = {name: _peak_rss_mb(pid) for name, pid in pids.items()}
-    moved = update.status.bytes_received, update.status.bytes_sent
-    return [later - earlier for earlier, later in itertools.pairwise(seconds)], cpu_s, peaks, moved
-
-
-def _cpu_s(pids: dict[str, int]) -> float:
-    ticks = 0
-    for pid in pids.values():
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _peak_rss_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+    ran = run(job, workers, transport)
+    return ran.intervals_s(), ran.cpu_s, ran.peak_rss_mb, ran.moved_bytes

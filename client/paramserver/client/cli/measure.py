@@ -11,11 +11,6 @@ from paramserver.client.cli.output import print_json
 bench = typer.Typer(help="Measure what training costs on this machine, beside what it could do at best.")
 
 
-@bench.callback()
-def _group() -> None:
-    """Keep `bench round` a command of its own while it is the only one."""
-
-
 @bench.command("round")
 def round_(
     size: Annotated[int, typer.Option(help="Parameters, float32.")] = 1_000_000,
@@ -38,3 +33,30 @@ def round_(
     print(f"CPU    {found.cpu_s_per_gb:.2f} s/GB, floor {found.floor_cpu_s_per_gb:.2f} s/GB")
     print(f"wire   {found.wire}, {found.bytes_pushed:,.0f} bytes pushed and {found.bytes_pulled:,.0f} pulled a round")
     print("memory " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in found.peak_rss_mb.items()))
+
+
+@bench.command("async")
+def async_(
+    size: Annotated[int, typer.Option(help="Parameters, float32.")] = 10_000,
+    workers: Annotated[int, typer.Option(help="Worker processes, one shard each.")] = 2,
+    updates: Annotated[int, typer.Option(help="Asynchronous updates of all workers together.")] = 4_000,
+    transport: Annotated[str, typer.Option(help="auto (shared memory here) or stream.")] = "auto",
+    durability: Annotated[str, typer.Option(help="none, snapshot or log.")] = "none",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time asynchronous updates: push, apply, make safe, pull."""
+    from paramserver.client.bench.updates import measure_updates
+
+    found = measure_updates(size, workers, updates, transport, durability)
+    if as_json:
+        print_json(found.summary())
+        return
+    print(
+        f"{found.size:,} parameters, {found.workers} workers, {found.transport}, durability {found.durability}, "
+        f"{found.updates} updates"
+    )
+    print(f"rate   {found.updates_per_s:.0f} updates/s")
+    print(f"update median {found.median_ms:.3f} ms, p10 {found.p10_ms:.3f}, p90 {found.p90_ms:.3f}")
+    print(f"CPU    {found.cpu_s_per_gb:.2f} s/GB")
+    for name, peak in found.peak_rss_mb.items():
+        print(f"memory {name} {peak:.0f} MB, floor {found.floor_rss_mb[name]:.0f} MB")

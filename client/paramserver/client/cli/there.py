@@ -1,4 +1,4 @@
-"""Commands for a server that runs already: status, watch, evaluate, export, checkpoint, set, stop."""
+"""Commands for what runs or ran elsewhere: status, watch, evaluate, export, checkpoint, set, stop, log, verify."""
 
 from __future__ import annotations
 
@@ -27,6 +27,67 @@ def register(app: typer.Typer) -> None:
     for command in (status, watch, evaluate, export, checkpoint, stop):
         app.command()(command)
     app.command("set")(set_policy)
+    app.command("log")(log_)
+    app.command()(verify)
+
+
+def log_(
+    version: Annotated[int, typer.Option(help="Of θ; 1 and more.")],
+    run: Annotated[Path, typer.Option(metavar="DIR", help="A run directory, or a server's state directory.")],
+    recompute: Annotated[bool, typer.Option("--hash", help="Compute θ's hash again if it is not known.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which contributions made a version of θ, and its hash."""
+    from paramserver.client.verify import contributions, hash_of
+
+    update, theta_hash = contributions(run, version)
+    if recompute and not theta_hash:
+        theta_hash = hash_of(run, version)
+    if as_json:
+        rows = [
+            {
+                "shard": c.shard,
+                "step": c.step,
+                "worker": c.worker,
+                "samples": c.samples,
+                "loss": c.loss,
+                "computed_at": c.version,
+            }
+            for c in update.contributions
+        ]
+        print_json({"version": version, "theta_sha256": theta_hash or None, "contributions": rows})
+        return
+    print(f"version {version}: {len(update.contributions)} contributions")
+    for c in update.contributions:
+        print(
+            f"  shard {c.shard}, step {c.step} by {c.worker}: {c.samples} samples, loss {c.loss:.6g}, "
+            f"computed at version {c.version}"
+        )
+    print(f"θ sha256 {theta_hash or 'not known; --hash computes it'}")
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, or a server's state directory.")],
+    start: Annotated[
+        int, typer.Option("--from", metavar="VERSION", help="Begin at a snapshot of this version; 0: at the start.")
+    ] = 0,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where relative paths of the job start. [default: as in the run]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute a run again and compare losses and hashes; exit status 1 if they differ."""
+    from paramserver.client.verify import verify as compute_again
+
+    found = compute_again(run, base, start)
+    if as_json:
+        print_json(found.summary())
+    else:
+        print(f"{'SAME' if found.same else 'DIFFERENT'}: {found.reason}")
+        print(f"{found.losses} losses and {found.hashes} hashes compared")
+        print(f"θ sha256 {found.theta_sha256}")
+    if not found.same:
+        raise typer.Exit(1)
 
 
 def status(server: Server = _SERVER, timeout: Timeout = _TIMEOUT_S, as_json: AsJson = False) -> None:

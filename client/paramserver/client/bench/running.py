@@ -1,0 +1,78 @@
+"""Runs a job on processes of this machine and takes down what it took of time, processor and memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramserver.client.connection.client import Client, Point
+from paramserver.client.launch import LocalCluster
+from paramserver.wire.errors import JobFailed
+from paramserver.wire.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a job took."""
+
+    points: list[Point]
+    #: Of server and workers together, for the whole job.
+    cpu_s: float
+    #: Resident memory by process, shared pages included: at most, and before the job began.
+    peak_rss_mb: dict[str, float]
+    idle_rss_mb: dict[str, float]
+    #: Tensor bytes that the server received and sent.
+    moved_bytes: tuple[int, int]
+
+    def intervals_s(self) -> list[float]:
+        """Return the seconds between one step of all shards and the next."""
+        return [later.seconds - earlier.seconds for earlier, later in itertools.pairwise(self.points)]
+
+
+def run(job: Job, workers: int, transport: str) -> Ran:
+    """Run a job to its end; a server that keeps something has its state directory beside the logs.
+
+    Raises:
+        JobFailed: if the job fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state" if job.server.durability != "none" else None
+        with (
+            LocalCluster(workers, Path(folder), Path.cwd(), state, transport=transport) as cluster,
+            Client(cluster.address, timeout_s=60.0) as client,
+        ):
+            cluster.wait_for_workers(client)
+            pids = cluster.pids()
+            idle = {name: _memory_mb(pid, "VmRSS") for name, pid in pids.items()}
+            client.submit(job)
+            cpu_before, version_before, last = math.nan, 0, 0
+            points: list[Point] = []
+            for update in client.watch(cluster.check):
+                last = update.status.version
+                if math.isnan(cpu_before) and last:
+                    cpu_before, version_before = _cpu_s(pids), last
+                points += update.points
+                if update.status.state == "failed":
+                    raise JobFailed(update.status.reason)
+            cpu_s = (_cpu_s(pids) - cpu_before) * last / max(1, last - version_before)
+            peaks = {name: _memory_mb(pid, "VmHWM") for name, pid in pids.items()}
+    return Ran(points, cpu_s, peaks, idle, (update.status.bytes_received, update.status.bytes_sent))
+
+
+def _cpu_s(pids: dict[str, int]) -> float:
+    ticks = 0
+    for pid in pids.values():
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_mb(pid: int, which: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{which}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
