@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from paramserver.server import events as ev
+from paramserver.server.elastic import Elastic
 from paramserver.server.engine import Engine
 from paramserver.server.history import History
 from paramserver.server.optimizers.norms import block_squares, norm
@@ -475,7 +476,7 @@ class Run:
             case ev.GoBack():
                 self._go_back()
             case ev.CombineSurveys():
-                self._combine_surveys()
+                return self._combine_surveys()
             case ev.End(status, reason):
                 ended = pb.ServerMessage(ended=pb.JobEnded(job_id=self.job_id, status=status, reason=reason))
                 for name in self._sessions:
@@ -515,13 +516,24 @@ class Run:
             session.send(encode(pb.ServerMessage(layout=layout)))
         sees = session.shares_memory and self.store.shares_theta
         is_held = sees or session.held == self.store.version
-        messages = self.store.answer(message, is_held)
+        messages = [] if self.store.elastic is None else self._own_of(self.store, self.store.elastic, session, grant)
+        messages += self.store.answer(message, is_held)
         if not is_held:
             if session.is_full:
                 session.give_up()
                 return
             session.sent += self.store.theta_nbytes
         session.send(*messages)
+
+    def _own_of(self, store: Store, elastic: Elastic, session: Session, grant: ev.Grant) -> list[bytes]:
+        """Return the parameters of the granted shards that the worker does not have from its own last push."""
+        messages = []
+        for _, shard, epoch, step in grant.assignments:
+            if elastic.pushed(shard) != session.asked.get(shard):
+                messages += store.own_of(shard)
+            session.asked[shard] = epoch, step
+        session.sent += sum(map(len, messages))
+        return messages
 
     def _revoke(self, worker: str, shard: int) -> ev.Event | None:
         session = self._sessions.get(worker)
@@ -555,19 +567,29 @@ class Run:
                 session.knows_layout, session.held = False, None
             _pass_over(session)
 
-    def _combine_surveys(self) -> None:
+    def _combine_surveys(self) -> ev.Broken | None:
         surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
-        widths = sorted({survey.features for survey, _ in surveys})
+        self._surveys.clear()
+        widths = [survey.features for survey, _ in surveys]
         all_moments = [moments for _, moments in surveys if moments is not None]
-        if all_moments and len(widths) == 1 and len(all_moments) == len(surveys):
+        if self.job.data.standardize:
+            unlike = next((shard for shard, width in enumerate(widths) if width != widths[0]), None)
+            if unlike is not None:
+                return ev.Broken(
+                    f"DataError: data.standardize needs the same features in every shard, but shard 0 has {widths[0]}"
+                    f" and shard {unlike} has {widths[unlike]}"
+                )
+            if len(all_moments) < len(surveys):
+                missing = next(shard for shard, (_, moments) in enumerate(surveys) if moments is None)
+                return ev.Broken(f"DataError: data.standardize needs the moments of shard {missing}, which sent none")
             self.moments = combine(all_moments)
         self.census = pb.Census(
             rows=sum(survey.rows for survey, _ in surveys),
-            features=widths[-1],
+            features=max(widths),
             # One shard without class labels means that the labels are no classes.
             classes=max(s.classes for s, _ in surveys) if all(s.classes for s, _ in surveys) else 0,
         )
-        self._surveys.clear()
+        return None
 
 
 def _pass_over(session: Session) -> None:

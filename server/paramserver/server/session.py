@@ -70,6 +70,8 @@ class Session:
     shares_memory: bool = False
     #: Where the worker lays its contributions, by shard.
     slots: dict[int, Segment] = field(default_factory=dict)
+    #: Elastic averaging: lease epoch and step for which it was last asked, by shard.
+    asked: dict[int, tuple[int, int]] = field(default_factory=dict)
     #: What comes now is about the present job: it is the stream's first, or the worker has pulled for it by name.
     has_begun: bool = True
     has_worked: bool = False
@@ -147,7 +149,7 @@ class Session:
         self.incoming = self.discarding = self.held = None
         self.initial, self.initial_layout, self.initial_tables = [], [], []
         self.rows = ArrivingRows()
-        self.slots = {}
+        self.slots, self.asked = {}, {}
         self.knows_census = self.knows_layout = False
         self.has_begun, self.has_worked = not self.has_worked, True
         self.received = self.sent = 0

@@ -43,6 +43,8 @@ class Learner:
         self._prepared = False
         self._classes = 0
         self._standardizer: Standardizer | None = None
+        #: Elastic averaging: where every shard is that was computed here last, or of which the server said it.
+        self.own: dict[int, dict[str, Array]] = {}
 
     @property
     def task(self) -> Task:

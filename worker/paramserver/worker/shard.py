@@ -14,7 +14,9 @@ from paramserver.wire.job import Job
 from paramserver.wire.moments import Moments
 from paramserver.worker.batches import Batch, BatchOrder, Features, shard_range
 from paramserver.worker.data import open_source
+from paramserver.worker.data.pick import all_labels, pick
 from paramserver.worker.data.sparse import HASHED_FEATURES, with_features
+from paramserver.worker.labelskew import deal_by_label
 from paramserver.worker.moments import Standardizer, moments
 
 #: Whole numbers up to here may be class numbers; larger ones are values, such as amounts or times.
@@ -56,13 +58,20 @@ class Shard:
 
     @classmethod
     def open(cls, job: Job, shard: int, base: Path | None = None) -> Shard:
-        """Read the rows of a shard and no others; relative paths of the job start at `base`.
+        """Read the rows of a shard; relative paths of the job start at `base`.
+
+        No other rows are read, but for their labels where the job deals rows by label.
 
         Raises:
-            DataError: if the source is missing or malformed, or has fewer rows than the job has shards.
+            DataError: if the source is missing or malformed, a shard would be empty, or the job deals rows by label
+                and the labels are no class numbers.
         """
-        source = open_source(job.data.source, job.data.label, base, job.data.hash)
-        x, y = source.read(*shard_range(source.rows, job.data.shards, shard))
+        data = job.data
+        source = open_source(data.source, data.label, base, data.hash)
+        if data.label_skew is None:
+            x, y = source.read(*shard_range(source.rows, data.shards, shard, data.shard_weights))
+        else:
+            x, y = pick(source, _dealt_rows(job, shard, all_labels(source)))
         return cls(job, shard, x, y)
 
     def survey(self) -> Survey:
@@ -96,6 +105,17 @@ class Shard:
 
     def _ready(self, x: Features) -> Features:
         return _in_dtype(self._standardizer.apply(x) if self._standardizer else x, self._dtype)
+
+
+def _dealt_rows(job: Job, shard: int, labels: NDArray[Any]) -> NDArray[np.int64]:
+    data = job.data
+    assert data.label_skew is not None
+    if not count_classes(labels):
+        raise DataError(
+            f"data.label_skew = {data.label_skew:g} needs labels 0, 1, 2, … or -1/+1; {data.source} has others"
+        )
+    ranges = [shard_range(len(labels), data.shards, each, data.shard_weights) for each in range(data.shards)]
+    return deal_by_label(labels, [stop - start for start, stop in ranges], data.label_skew, job.train.seed)[shard]
 
 
 def open_test(

@@ -220,6 +220,8 @@ class Trainer:
         self._learner: Learner | None = None
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
+        #: Elastic averaging: the parameters of a shard that are coming in.
+        self._own: Array = np.empty(0)
         #: The tables of the layout, and what exchanges their rows, once it is needed.
         self._described: list[pb.Table] = []
         self._rows: RowExchange | None = None
@@ -246,6 +248,8 @@ class Trainer:
         """
         self.joined = False
         self._replica = self._outgoing = self._rows = None
+        if self._learner is not None:
+            self._learner.own.clear()
         self._pushed = {}
         await stream.send(pb.WorkerMessage(join=self._identity.join()))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
@@ -289,6 +293,8 @@ class Trainer:
                 self._outgoing = Outgoing(self._replica)
                 self._described, self._rows = list(message.layout.tables), None
                 self._encoder = self._new_encoder(self._replica.layout)
+            case "own":
+                self._take_own(message.own, payload)
             case "rows":
                 # Of work that was given up since.
                 pass
@@ -339,6 +345,20 @@ class Trainer:
             moments = Moments.from_flat(census.rows, np.frombuffer(payload, dtype="<f8"))
         if self._learner is not None:
             self._learner.prepare(census.classes, moments)
+
+    def _take_own(self, own: pb.Own, payload: memoryview) -> None:
+        """Take where a shard is in elastic averaging, chunk by chunk."""
+        if self._replica is None:
+            raise ProtocolError("the server sent a shard's parameters without a layout")
+        learner, layout = self._current_learner, self._replica.layout
+        if not payload.nbytes:
+            learner.own.pop(own.shard, None)
+            return
+        values = read_values(payload, layout.dtype, own.offset, layout.size)
+        if own.offset == 0:
+            self._own = np.empty(layout.size, layout.dtype)
+            learner.own[own.shard] = layout.views(self._own)
+        self._own[own.offset : own.offset + values.size] = values
 
     async def _take_work(self, stream: Stream, work: pb.Work, payload: memoryview) -> None:
         replica = self._replica

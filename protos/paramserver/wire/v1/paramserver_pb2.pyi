@@ -39,7 +39,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., pull_rows: _Optional[_Union[PullRows, _Mapping]] = ..., push_rows: _Optional[_Union[PushRows, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "payload")
+    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "payload")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     CENSUS_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class ServerMessage(_message.Message):
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     job: JobStarted
@@ -57,8 +58,9 @@ class ServerMessage(_message.Message):
     refusal: Refusal
     ended: JobEnded
     rows: Rows
+    own: Own
     payload: bytes
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "instance")
@@ -181,6 +183,14 @@ class Work(_message.Message):
     assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
     heartbeat_s: float
     def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
+
+class Own(_message.Message):
+    __slots__ = ("shard", "offset")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    offset: int
+    def __init__(self, shard: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("kind", "shard", "epoch", "step")

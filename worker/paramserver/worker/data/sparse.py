@@ -61,6 +61,15 @@ def with_features(x: Features, features: int) -> Features:
     return type(x)((x.data, x.indices, x.indptr), shape=(x.shape[0], features))
 
 
+def stack_rows(parts: Sequence[Features]) -> Features:
+    """Return the rows of all parts, which are all dense or all csr, as one."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    from scipy.sparse import vstack
+
+    return vstack(parts, format="csr")
+
+
 def _csr_array() -> Any:
     try:
         from scipy.sparse import csr_array

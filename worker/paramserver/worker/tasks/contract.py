@@ -21,10 +21,10 @@ Params: TypeAlias = dict[str, NDArray[Any]]
 class Task(Protocol):
     """A model: parameters to begin with, and the loss and gradient at any parameters.
 
-    A task may also have `predict(params, batch)`, which returns class numbers or values, shape (n,), and
-    `metrics(params, batch)`, which returns numbers by name. A task with tables also has `tables()` and
-    `keys(batch)`, see `tasks.tables`. It holds no state that a step changes: two
-    workers must compute the same from the same parameters and batch.
+    A task may also have `predict(params, batch)`, which returns class numbers (integers) or values (floats),
+    shape (n,), and `metrics(params, batch)`, which returns numbers by name. A task with tables also has
+    `tables()` and `keys(batch)`, see `tasks.tables`. It holds no state that a step changes: two workers must
+    compute the same from the same parameters and batch.
     """
 
     def init(self, rng: np.random.Generator, batch: Batch) -> Params:
@@ -123,7 +123,9 @@ def check_form(params: Params, grad: Any, loss: Any) -> None:
 
 
 def metrics(task: Task, params: Params, batch: Batch) -> dict[str, float]:
-    """Return the task's own metrics, or else scores of its predictions (accuracy; rmse and r2), or else {}.
+    """Return the task's own metrics, or else scores of its predictions, or else {}.
+
+    Integers predicted for class labels are scored by their accuracy, everything else by rmse and r2.
 
     Raises:
         TaskError: if the task's `metrics` or `predict` fails or returns something else.
@@ -138,7 +140,9 @@ def metrics(task: Task, params: Params, batch: Batch) -> dict[str, float]:
         predicted = np.asarray(call(task, "predict", params, batch))
         if predicted.shape != batch.y.shape:
             raise TaskError(f"predict returned shape {predicted.shape}; {batch.y.shape} is expected")
-        return accuracy(predicted, batch) if batch.classes else regression(predicted, batch)
+        # Whole-number labels may be classes or values; the predictions say which the task takes them for.
+        classifies = batch.classes > 0 and predicted.dtype.kind in "biu"
+        return accuracy(predicted, batch) if classifies else regression(predicted, batch)
     return {}
 
 
