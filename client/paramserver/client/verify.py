@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from paramserver.client.connection.client import AppliedContribution, Origin
 from paramserver.server.engine import total_steps
 from paramserver.server.events import Apply, Contribution
-from paramserver.server.provenance import Origins
+from paramserver.server.provenance import Origins, origin_of
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import read_snapshots
 from paramserver.server.store import Store
@@ -247,17 +248,15 @@ def _snapshot(folder: Path, version: int) -> Snapshot:
     return found[version]
 
 
-def contributions(run: str | Path, version: int) -> tuple[Apply, str]:
-    """Return which contributions made a version, and the hash of its θ; empty if that is not known.
+def contributions(run: str | Path, version: int) -> Origin:
+    """Return which contributions made a version, in shard order, and what is known of the hash of its θ.
 
     Raises:
         RequestError: if it is not known what made the version.
     """
-    with closing(Origins(state_of(Path(run)))) as origins:
-        update = origins.update(version)
-        if update is None:
-            raise RequestError(f"it is not known what made version {version}; known are versions 1 to {origins.newest}")
-        return update, origins.hashes().get(version, "")
+    update, theta_hash = origin_of(state_of(Path(run)), version)
+    made = [AppliedContribution(c.shard, c.step, c.worker, c.samples, c.loss, c.version) for c in update.contributions]
+    return Origin(version, made, theta_hash)
 
 
 def hash_of(run: str | Path, version: int, base: str | Path | None = None) -> str:

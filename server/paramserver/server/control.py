@@ -141,6 +141,28 @@ class ControlService(rpc.ControlServicer):
             raise
         return pb.SnapshotReply(version=saved.version, theta_sha256=saved.theta_sha256, file=str(saved.file))
 
+    async def Provenance(self, request: pb.ProvenanceRequest, context: Context) -> pb.ProvenanceReply:
+        """Tell what made a version."""
+        try:
+            update, theta_hash = await self._shell.origin(request.version)
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+            raise
+        return pb.ProvenanceReply(
+            contributions=[
+                pb.AppliedContribution(
+                    shard=c.shard,
+                    step=c.step,
+                    worker=c.worker,
+                    samples=c.samples,
+                    loss=c.loss,
+                    computed_at=c.version,
+                )
+                for c in update.contributions
+            ],
+            theta_sha256=theta_hash,
+        )
+
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
     with contextlib.suppress(TimeoutError):

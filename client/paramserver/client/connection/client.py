@@ -47,6 +47,28 @@ class Update(NamedTuple):
     points: list[Point]
 
 
+class AppliedContribution(NamedTuple):
+    """A contribution of an update of θ."""
+
+    shard: int
+    step: int
+    worker: str
+    samples: int
+    #: Mean over the samples.
+    loss: float
+    #: The version of θ that the gradient was computed at.
+    computed_at: int
+
+
+class Origin(NamedTuple):
+    """Where a version of θ comes from."""
+
+    version: int
+    contributions: list[AppliedContribution]
+    #: Empty if it is not known.
+    theta_sha256: str
+
+
 class Checkpoint(NamedTuple):
     """A snapshot that the server has written: the version and hash of its θ, and the file on the server's machine."""
 
@@ -210,6 +232,20 @@ class Client:
         """
         reply = self._call(self._control.Snapshot, pb.SnapshotRequest())
         return Checkpoint(reply.version, reply.theta_sha256, reply.file)
+
+    def origin(self, version: int) -> Origin:
+        """Return which contributions made a version of θ.
+
+        Raises:
+            NotReady: if no job was submitted.
+            RequestError: if it is not known.
+        """
+        reply = self._call(self._control.Provenance, pb.ProvenanceRequest(version=version))
+        made = [
+            AppliedContribution(c.shard, c.step, c.worker, c.samples, c.loss, c.computed_at)
+            for c in reply.contributions
+        ]
+        return Origin(version, made, reply.theta_sha256)
 
     def stop(self, reason: str = "stopped by a client") -> int:
         """End the running job and return the version of its parameters, which stay readable.

@@ -617,3 +617,33 @@ class SnapshotReply(_message.Message):
     theta_sha256: str
     file: str
     def __init__(self, version: _Optional[int] = ..., theta_sha256: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
+
+class ProvenanceRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class ProvenanceReply(_message.Message):
+    __slots__ = ("contributions", "theta_sha256")
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    THETA_SHA256_FIELD_NUMBER: _ClassVar[int]
+    contributions: _containers.RepeatedCompositeFieldContainer[AppliedContribution]
+    theta_sha256: str
+    def __init__(self, contributions: _Optional[_Iterable[_Union[AppliedContribution, _Mapping]]] = ..., theta_sha256: _Optional[str] = ...) -> None: ...
+
+class AppliedContribution(_message.Message):
+    __slots__ = ("shard", "step", "worker", "samples", "loss", "computed_at")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_AT_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    step: int
+    worker: str
+    samples: int
+    loss: float
+    computed_at: int
+    def __init__(self, shard: _Optional[int] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., computed_at: _Optional[int] = ...) -> None: ...
