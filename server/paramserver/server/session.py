@@ -135,6 +135,11 @@ class Session:
         self.close()
         self.cut()
 
+    def end(self) -> None:
+        """Let go of what the worker shared, and of the stream, which holds this; not only at the next collection."""
+        self.slots = {}
+        self.cut = lambda: None
+
     async def next_answer(self) -> Sequence[bytes] | None:
         """Wait for the next messages to send; None when the stream is to end."""
         while not self._outbox:
