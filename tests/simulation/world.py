@@ -253,6 +253,9 @@ class World:
 
     def _rot(self) -> None:
         """Flip a bit of the newest snapshot, if there is one to fall back to."""
+        if any(job.server.durability == "log" for job in self.scenario.jobs):
+            # What was acknowledged since cannot be had from an older snapshot that the log does not lead on from.
+            return
         entries = self.disk.content.directories.get(STATE, {})
         files = sorted(name for name in entries if name.endswith(".safetensors"))
         if len(files) > 1 and files[-1].split("-")[1] == files[-2].split("-")[1]:
@@ -308,7 +311,7 @@ class World:
         run = self._shell.run
         if run.job.server.durability == "log" and run.job.train.mode != "sync":
             # Whoever computes at a version was told that all in it counts.
-            oracle.promise_version(work.version)
+            oracle.promise_version(min(work.version, oracle.logged_version))
         for assignment in work.assignments:
             if assignment.kind == pb.Assignment.GRADIENT:
                 oracle.assigned(assignment.shard, assignment.step, number)
