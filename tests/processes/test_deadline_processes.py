@@ -111,8 +111,9 @@ def test_a_worker_that_computes_for_ever_is_replaced_and_the_bits_stay(cluster: 
     control.when(lambda status: status.version > 5)
     hang = Path(cluster.folder / f"hang-{stuck.pid}")
     hang.touch()
-    status = control.when(lambda status: {w.name: w.state for w in status.workers}["w0"] == "stuck")
-    assert holders(status) == {"w1"}
+    control.when(
+        lambda status: {w.name: w.state for w in status.workers}["w0"] == "stuck" and holders(status) == {"w1"}
+    )
     assert control.finish().state == "done"
     assert control.bits() == expected
     hang.unlink()
@@ -159,6 +160,36 @@ def test_workers_that_read_nothing_cost_the_server_no_memory_and_hold_nobody_up(
     deaf.close()
     os.kill(workers[0].pid, signal.SIGCONT)
     assert seconds_until(control, {"w0", "w1"}) < 10
+
+
+def held_by(pid: int) -> tuple[int, int]:
+    """Return how many descriptors a process has open and how many segments of shared memory it maps."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    return len(os.listdir(f"/proc/{pid}/fd")), maps.count("/memfd:paramserver")
+
+
+def test_workers_that_share_memory_and_are_killed_leave_nothing(cluster: Cluster) -> None:
+    """`make leaks` does the same with 200 kills."""
+    data(cluster.folder)
+    shm = set(os.listdir("/dev/shm"))
+    control = cluster.server()
+    cluster.workers(control, "stays")
+    control.submit(job(train__steps=10**6))
+    control.when(lambda status: status.version > 10)
+    before = held_by(control.process.pid)
+    assert before[1] > 0, "memory is shared at all"
+    for number in range(4):
+        worker = cluster.worker(control, f"w{number}")
+        pushed = {f"w{number}": True, "stays": True}
+        control.when(lambda status, p=pushed: {w.name: w.pushes > 0 for w in status.workers} == p)
+        worker.kill()
+        worker.wait()
+        control.when(lambda status: holders(status) == {"stays"})
+    version = control.status().version
+    control.when(lambda status: status.version > version + 10)
+    # The slots of the one that stays may have been mapped anew.
+    until(lambda: held_by(control.process.pid) <= before, "the server to let go of what the dead had shared")
+    assert set(os.listdir("/dev/shm")) == shm
 
 
 def test_a_second_worker_of_the_same_name_is_refused_and_the_first_works_on(cluster: Cluster) -> None:

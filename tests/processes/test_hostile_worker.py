@@ -327,6 +327,29 @@ def test_chunks_before_a_lie_are_taken_back(
     assert control.bits() == expect.tobytes()
 
 
+def test_chunks_that_come_twice_count_once(control: Control, join: Callable[[str], RawWorker]) -> None:
+    size = 300_000
+    worker = join("raw")
+    control.submit(job(steps=2) | {"data": {"source": "nowhere", "shards": 1}})
+    worker.expect("job")
+    work, _ = worker.begin(1, {"w": np.ones(size)})
+    expect, count = np.ones(size), worker.chunk_bytes // 8
+    for step in (0, 1):
+        values = gradient(0, step, size)
+        for start_ in (0, 0, count, count, 2 * count, 2 * count):
+            fields = {"shard": 0, "epoch": work.assignments[0].epoch, "step": step, "version": step, "samples": 1}
+            worker.send(values[start_ : start_ + count].tobytes(), push=pb.Push(offset=start_, loss=0.5, **fields))
+        if step == 0:
+            refusal = worker.expect("refusal").refusal
+            assert (refusal.code, refusal.step) == (pb.Refusal.DUPLICATE, 0)
+            worker.pull()
+            work, _ = worker.work()
+        expect = expect - 0.5 * values
+    assert worker.until("ended").ended.status == "done"
+    assert control.status().rejected == {"duplicate": 1}
+    assert control.bits() == expect.tobytes()
+
+
 def test_the_numbers_of_a_push_are_those_of_its_first_chunk(control: Control, join: Callable[[str], RawWorker]) -> None:
     size = 300_000
     worker = join("raw")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paramserver.server import session
 from paramserver.server.run import Run
 from paramserver.server.session import MAX_PARAMETERS_WAITING, Session
 from paramserver.wire.framing import decode_server_message
@@ -98,7 +99,9 @@ def test_a_failure_between_two_updates_ends_the_job_too(monkeypatch: pytest.Monk
     assert training.run.store.is_whole
 
 
-def test_parameters_do_not_pile_up_for_a_worker_that_reads_nothing() -> None:
+def test_parameters_do_not_pile_up_for_a_worker_that_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # θ is small here, and shall not be taken for a refusal.
+    monkeypatch.setattr(session, "SMALL", 0)
     training = Training()
     cuts: list[int] = []
     training.session.cut = lambda: cuts.append(1)

@@ -195,6 +195,16 @@ def test_a_silent_worker_that_speaks_again_gets_a_shard_with_the_next_push() -> 
     assert len(cluster.engine.workers["a"].shards) == 1
 
 
+@pytest.mark.parametrize(("heard", "stop"), [(1015.1, {}), (START, {"max_seconds": 2.3})], ids=["lease", "limit"])
+def test_a_tick_at_the_deadline_is_not_asked_for_again(heard: float, stop: dict[str, float]) -> None:
+    cluster = training("a", **stop)
+    cluster.now = heard
+    cluster.feed(ev.Heard("a"))
+    deadline = cluster.now = cluster.engine.next_deadline()
+    cluster.feed(ev.Tick())
+    assert cluster.engine.next_deadline() > deadline
+
+
 def test_a_silent_worker_loses_its_leases_at_the_deadline_and_not_before() -> None:
     cluster = training("a", "b")
     old = cluster.contribution("a")

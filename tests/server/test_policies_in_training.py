@@ -265,11 +265,13 @@ def test_a_switch_takes_the_open_round_back_and_recalls_what_is_being_computed()
     assert (engine.clocks, engine.samples) == ([1, 0, 1, 0], 64)
     train = make_job(mode="async").train
     *taken_back, restage = engine.handle(ev.PolicyChanged(train), 0.0)
-    assert [(e.shard, e.step, e.code) for e in taken_back if isinstance(e, ev.Refuse)] == [
-        (0, 0, Code.STALE),
-        (2, 0, Code.STALE),
-    ]
     assert restage == ev.Restage(train)
+    # Who had pushed is told, or it would take the same work for a repetition.
+    assert [(e.worker, e.shard, e.step, e.code) for e in taken_back if isinstance(e, ev.Refuse)] == [
+        ("w0", 0, 0, ev.Code.STALE),
+        ("w2", 2, 0, ev.Code.STALE),
+    ]
+    assert engine.rejected() == {}
     assert (engine.clocks, engine.samples, engine.version, +engine.staleness) == ([0] * 4, 0, 0, {})
     (refusal,) = push(engine, 1)
     assert isinstance(refusal, ev.Refuse)

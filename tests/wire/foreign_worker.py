@@ -134,7 +134,7 @@ class Worker:
         use, options = self._job_file["task"]["use"], self._job_file["task"]["options"]
         self._task = Constant(**options) if use == "constant" else LinearRegression()
         threading.Thread(target=self._heartbeats, args=(started.heartbeat_s,), daemon=True).start()
-        self._send(pull=pb.PullWork())
+        self._send(pull=pb.PullWork(job_id=started.job_id))
 
     def _heartbeats(self, every_s):
         while not self._over.wait(every_s / 2):

@@ -35,7 +35,7 @@ HEADERS = st.one_of(
         shape=st.lists(U64, max_size=9),
         offset=U64,
     ),
-    st.builds(lambda held: pb.WorkerMessage(pull=pb.PullWork(held=held)), held=st.none() | U64),
+    st.builds(lambda held, job: pb.WorkerMessage(pull=pb.PullWork(held=held, job_id=job)), st.none() | U64, st.text()),
     st.just(pb.WorkerMessage(heartbeat=pb.Heartbeat())),
     st.just(pb.WorkerMessage()),
 )
@@ -77,6 +77,7 @@ GOLDEN: list[tuple[str, Any, bytes, str]] = [
     ),
     ("pull held 0", pb.WorkerMessage(pull=pb.PullWork(held=0)), b"", "12020800"),
     ("pull", pb.WorkerMessage(pull=pb.PullWork()), b"", "1200"),
+    ("first pull", pb.WorkerMessage(pull=pb.PullWork(job_id="j")), b"", "1203" + "12016a"),
     (
         "push of two float32",
         pb.WorkerMessage(push=pb.Push(shard=1, epoch=2, step=3, version=3, samples=4, loss=0.5, pull=True)),

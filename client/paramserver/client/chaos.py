@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 #: A frozen process goes on after at most this long.
 LONGEST_FREEZE_S = 0.5
 
+#: The last kill is due after this share of the steps, since there must be time for what is due when nobody is alive.
+LAST_KILL = 0.9
+
 #: Snapshots are taken at least this often, so that most recoveries are from the middle of the run.
 SNAPSHOT_EVERY_S = 0.25
 
@@ -63,8 +66,9 @@ class Chaos:
 
     def __init__(self, seed: int, kills: int, total_steps: int, narrate: Narrate) -> None:
         self._chance = random.Random(seed)
-        #: Steps at which harm is due, the last one first; all before the very end, or nobody would notice.
-        self._due = sorted((self._chance.randint(1, max(1, total_steps - 2)) for _ in range(kills)), reverse=True)
+        last = max(1, int(LAST_KILL * total_steps))
+        #: Steps at which harm is due, the last one first.
+        self._due = sorted((self._chance.randint(1, last) for _ in range(kills)), reverse=True)
         self._narrate = narrate
         self._thawing: list[threading.Timer] = []
         self.kills: dict[str, int] = {}
@@ -167,8 +171,8 @@ def torment(
     def look(update: Update) -> None:
         if progress is not None:
             progress(update)
-        if update.points:
-            chaos.strike(update.points[-1].step, clusters[0].pids(), clusters[0].proxy_pid)
+        step = update.points[-1].step if update.points else min(update.status.clock, default=0)
+        chaos.strike(step, clusters[0].pids(), clusters[0].proxy_pid)
 
     try:
         found = train(

@@ -96,6 +96,10 @@ def verify(
                 f"a job with wire.push = {wire.push!r} and wire.pull = {wire.pull!r} cannot be computed again;"
                 " only 'full' can"
             )
+        if origins.job.train.local_update == "elastic" or any(
+            snapshot.parameters is not None and snapshot.parameters.tables for snapshot in read_snapshots(folder)
+        ):
+            raise RequestError("a job with tables or with local_update = 'elastic' cannot be computed again yet")
         again = _Again(origins, folder, _base(path, base), start)
         return again.compare(origins.newest if to is None else to, progress)
 
@@ -116,6 +120,8 @@ class _Again:
         self._job = origins.job
         self._start = start
         self._learner = Learner(origins.job, base)
+        if self._learner.tables:
+            raise RequestError("a job with tables cannot be computed again; see docs/tables.md")
         shards = range(origins.job.data.shards)
         surveys = [self._learner.survey(shard) for shard in shards]
         moments = [survey.moments for survey in surveys if survey.moments is not None]

@@ -14,6 +14,7 @@ from paramserver.server.status import describe
 from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import NotReady, ParamserverError, RequestError, status_code
 from paramserver.wire.job import Job
+from paramserver.wire.tables import tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
 
@@ -88,6 +89,9 @@ class ControlService(rpc.ControlServicer):
             await context.abort(status_code(error), str(error))
             return
         layout = pb.Layout(tensors=store.layout.to_proto())
+        contents = {} if run.tables is None else run.tables.contents()
+        if run.tables is not None:
+            layout.tables.extend(tables_to_proto(run.tables.tables))
         for start in range(0, len(theta), CHUNK_BYTES):
             yield pb.PullReply(
                 job_id=run.job_id,
@@ -97,6 +101,16 @@ class ControlService(rpc.ControlServicer):
                 offset=start // store.layout.dtype.itemsize,
                 payload=theta[start : start + CHUNK_BYTES],
             )
+        for number, table in enumerate(contents.values()):
+            # Sorting millions of keys takes a while, in which workers go on.
+            keys, rows = await asyncio.to_thread(table.in_order)
+            step = max(1, CHUNK_BYTES // (8 + rows.itemsize * table.table.dim))
+            for start in range(0, max(1, keys.size), step):
+                own = keys[start : start + step]
+                yield pb.PullReply(
+                    rows=pb.TableChunk(table=number, count=own.size, total=keys.size),
+                    payload=own.tobytes() + rows[start : start + step].tobytes(),
+                )
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyReply:
         """Change the policy of the running job."""

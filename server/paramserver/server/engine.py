@@ -514,13 +514,14 @@ class Engine:
 
     def _tick(self, effects: list[Effect], now: float) -> None:
         limit = self._job.stop.max_seconds
-        if self.phase == "train" and limit and now - self.train_started >= limit:
+        # The sums of `next_deadline`: a difference could round to less, and the tick would come again at once.
+        if self.phase == "train" and limit and now >= self.train_started + limit:
             self._end("done", f"the time limit of {limit:g} s is reached", effects, now)
             return
         self._pace.look(self.workers.values(), now)
         for name, worker in self.workers.items():
             silence, limit_s = now - worker.last_seen, self._pace.silence_s(worker)
-            if worker.alive and silence >= limit_s:
+            if worker.alive and now >= worker.last_seen + limit_s:
                 reason = f"worker {name} was silent for {silence:.1f} s; a lease ends after {limit_s:g} s"
                 self._drop(name, reason, effects, now)
             elif worker.usable and self._pace.is_overdue(worker, now) and self._can_be_replaced(name, now):

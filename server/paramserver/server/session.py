@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from paramserver.server.events import Contribution
+from paramserver.server.tables.arriving import Arriving, ArrivingRows
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -18,6 +19,9 @@ MAX_WAITING = 64
 
 #: Parameters that may wait for a worker, which asks for them one by one; each is as large as θ.
 MAX_PARAMETERS_WAITING = 4
+
+#: Bytes of an answer that may as well be a refusal; of those a worker may get one for each of its shards at once.
+SMALL = 4096
 
 
 class Gate(Protocol):
@@ -35,6 +39,8 @@ class Incoming:
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+    #: Rows of tables that came ahead of it; None if the job has no tables.
+    rows: Arriving | None = None
 
     @property
     def name(self) -> tuple[int, int, int]:
@@ -55,12 +61,20 @@ class Session:
     #: Initial parameters in progress.
     initial: list[memoryview] = field(default_factory=list)
     initial_layout: list[pb.Tensor] = field(default_factory=list)
+    initial_tables: list[pb.Table] = field(default_factory=list)
+    #: Rows of tables that came ahead of pushes which have not begun.
+    rows: ArrivingRows = field(default_factory=ArrivingRows)
     #: Version that the worker holds whole, as its last pull said.
     held: int | None = None
     #: The worker has proved that it can map this process's memory.
     shares_memory: bool = False
     #: Where the worker lays its contributions, by shard.
     slots: dict[int, Segment] = field(default_factory=dict)
+    #: Elastic averaging: lease epoch and step for which it was last asked, by shard.
+    asked: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: What comes now is about the present job: it is the stream's first, or the worker has pulled for it by name.
+    has_begun: bool = True
+    has_worked: bool = False
     knows_census: bool = False
     knows_layout: bool = False
     #: Tensor bytes.
@@ -88,8 +102,10 @@ class Session:
 
     @property
     def is_full(self) -> bool:
-        """Do so many answers wait that parameters must not join them?"""
-        return len(self._outbox) >= MAX_PARAMETERS_WAITING
+        """Do so many parameters wait that no more must join them?"""
+        if len(self._outbox) < MAX_PARAMETERS_WAITING:
+            return False
+        return sum(len(answer[-1]) > SMALL for answer in self._outbox) >= MAX_PARAMETERS_WAITING
 
     def send(self, *messages: bytes) -> None:
         """Queue an answer of encoded messages, or leave it with the gate; never waits."""
@@ -131,7 +147,9 @@ class Session:
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""
         self.incoming = self.discarding = self.held = None
-        self.initial, self.initial_layout = [], []
-        self.slots = {}
+        self.initial, self.initial_layout, self.initial_tables = [], [], []
+        self.rows = ArrivingRows()
+        self.slots, self.asked = {}, {}
         self.knows_census = self.knows_layout = False
+        self.has_begun, self.has_worked = not self.has_worked, True
         self.received = self.sent = 0

@@ -67,7 +67,7 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path)
             self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise StateError(f"state directory {path}: {error.strerror}") from None
@@ -228,6 +228,18 @@ class StateDirectory:
             file.flush()
             os.fsync(file.fileno())
         return digest.hexdigest()
+
+
+def _make(path: Path) -> None:
+    """Make a directory and those above it; once this returns they outlive the machine's power."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for directory in missing:
+        above = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)
 
 
 def _read(file: Path) -> tuple[Snapshot | None, str]:

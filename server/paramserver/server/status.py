@@ -46,6 +46,7 @@ def describe(shell: Shell) -> pb.StatusReply:
         samples=engine.samples,
         census=run.census,
         durability=shell.durability,
+        table_rows={} if run.tables is None else run.tables.counts,
         moments=b"" if run.moments is None else run.moments.to_flat().tobytes(),
     )
     if not math.isnan(engine.loss):

@@ -13,10 +13,12 @@ import numpy as np
 
 from paramserver.client.connection.address import check_address
 from paramserver.client.connection.calls import CHANNEL_OPTIONS, Patience, persist, replies
+from paramserver.client.connection.tables import PulledTables
 from paramserver.client.evaluate import evaluate, open_test
 from paramserver.wire.errors import JobFailed, NotReady, ProtocolError, RequestError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, read_values
+from paramserver.wire.tables import tables_from_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1.paramserver_pb2_grpc import ControlStub
 
@@ -170,6 +172,8 @@ class Client:
     def pull(self) -> tuple[dict[str, Array], int]:
         """Return the parameters by name, and their version.
 
+        A table `t` stands there as `t.keys`, int64, rising, shape (n,), and `t.rows`, shape (n, dim).
+
         Raises:
             NotReady: if they are not initialised yet.
             ProtocolError: if what comes is not whole.
@@ -259,6 +263,7 @@ class Client:
 
     def _pull_once(self, patience: Patience) -> tuple[dict[str, Array], int]:
         layout, version, flat, filled = None, 0, np.empty(0), 0
+        tables: PulledTables | None = None
         for reply in replies(self._control.Pull(pb.PullRequest()), patience.left_s):
             patience.reset()
             if layout is None:
@@ -266,6 +271,12 @@ class Client:
                     raise ProtocolError(f"parameters have dtype {reply.dtype!r}, allowed are float32 and float64")
                 layout, version = Layout.from_proto(reply.layout.tensors, reply.dtype), reply.version
                 flat = np.empty(layout.size, layout.dtype)
+                described = tables_from_proto(reply.layout.tables, (tensor.name for tensor in layout.tensors))
+                tables = PulledTables(described, layout.dtype)
+            if reply.HasField("rows"):
+                assert tables is not None
+                tables.take(reply.rows, memoryview(reply.payload))
+                continue
             if reply.offset != filled:
                 raise ProtocolError(f"a chunk of the parameters starts at {reply.offset}, expected {filled}")
             values = read_values(memoryview(reply.payload), layout.dtype, filled, layout.size)
@@ -273,7 +284,8 @@ class Client:
             filled += values.size
         if layout is None or filled != layout.size:
             raise ProtocolError(f"the parameters end after {filled} of {layout.size if layout else 'unknown'} values")
-        return layout.views(flat), version
+        assert tables is not None
+        return layout.views(flat) | tables.tensors(), version
 
 
 def _point(point: pb.Point) -> Point:

@@ -1,0 +1,107 @@
+"""The real modules, put into simulated surroundings: what they take from the operating system comes from here."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from random import Random
+from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
+
+from paramserver.server import control, log, replay, run, saver, shell, snapshots, store, training
+from paramserver.server.optimizers import factory
+from paramserver.wire import sharing
+from paramserver.worker import process as worker_process
+from paramserver.worker import trainer
+from simulation.disk import Disk, Flock, Os, Path
+from simulation.ledger import Learner
+from simulation.loop import Clock
+from simulation.network import Network, Stream
+
+#: Nothing that is measured in seconds of a watcher's patience matters here.
+WATCH_EVERY_S = 2.0
+
+
+def _modules() -> Iterator[ModuleType]:
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("paramserver.server.", "paramserver.worker.")):
+            yield module
+
+
+class _NoNotes:
+    """Stands for `paramserver.server.provenance.Provenance`."""
+
+    def __init__(self, *_: object) -> None:
+        self.full = lambda: None
+
+    def applied(self, _update: object) -> bool:
+        return False
+
+    def switched(self, *_: object) -> None:
+        pass
+
+    def take(self) -> None:
+        pass
+
+    def write(self, _notes: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _NoThread:
+    """A pool whose work either goes through the simulated event loop or is none."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        function(*arguments)
+
+    def shutdown(self) -> None:
+        pass
+
+
+@contextmanager
+def surroundings(
+    clock: Clock, network: Network, disk: Disk, rng: Random, chunk_bytes: int, store_class: type[store.Store]
+) -> Iterator[None]:
+    """Let the real code run on a simulated clock, network and disk."""
+    now = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now, time=lambda: clock.now)
+    level = logging.root.manager.disable
+    with ExitStack() as stack:
+
+        def put(module: object, name: str, value: object) -> None:
+            stack.enter_context(patch.object(module, name, value))
+
+        for module in _modules():
+            if getattr(module, "time", None) is time:
+                put(module, "time", now)
+        for module in (snapshots, log, replay):
+            put(module, "os", Os(disk, rng))
+        # SQLite does its own input and output, and no θ depends on what is noted there.
+        put(shell, "Provenance", _NoNotes)
+        put(saver, "ThreadPoolExecutor", _NoThread)
+        put(snapshots, "fcntl", Flock(disk))
+        Path.disk = disk
+        Stream.network = network
+        put(worker_process, "Stream", Stream)
+        put(worker_process, "random", rng)
+        put(trainer, "Learner", Learner)
+        put(run, "Store", store_class)
+        # Shared memory belongs to the kernel, which is not simulated.
+        put(sharing, "AVAILABLE", False)
+        put(control, "WATCH_EVERY_S", WATCH_EVERY_S)
+        for module in (store, training):
+            put(module, "CHUNK_BYTES", chunk_bytes)
+        # Compiled forms give the same bits, and take seconds to compile.
+        put(factory.make_optimizer, "__defaults__", (False,))
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
