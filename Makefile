@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PROTO := protos/paramserver/wire/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test simulate accounting bench experiments kills leaks soak check lint types proto check-proto clean
+.PHONY: help setup demo test accounting simulate bench experiments kills leaks soak check lint types proto check-proto clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,15 +25,15 @@ demo: $(READY) ## train a linear regression: 1 server and 4 workers as processes
 test: $(READY) ## run the whole test suite
 	$(BIN)/python -m pytest
 
+accounting: $(READY) ## exact accounting under kill -9, 20 seeds of 20 kills (some minutes)
+	ACCOUNTING_SEEDS=20 ACCOUNTING_KILLS=20 $(BIN)/python -m pytest -q tests/processes/test_accounting.py
+
 # SEEDS=20000 FIRST=10000 runs others, SEED=7 one with its trace.
 SEEDS ?= 10000
 FIRST ?= 0
 simulate: $(READY) ## simulate training under faults: SEEDS=10000, or SEED=7 with its trace
 	@PYTHONPATH=tests $(BIN)/python -m simulation \
 	    $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
-
-accounting: $(READY) ## exact accounting under kill -9, 20 seeds of 20 kills (some minutes)
-	ACCOUNTING_SEEDS=20 ACCOUNTING_KILLS=20 $(BIN)/python -m pytest -q tests/processes/test_accounting.py
 
 bench: $(READY) ## measure rounds and updates (about ten minutes on an idle machine)
 	$(BIN)/python benchmarks/rounds.py --write

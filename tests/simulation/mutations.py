@@ -126,7 +126,7 @@ MUTATIONS = (
     Mutation(
         "leave the optimizer's state behind",
         "server.store:Store.restore",
-        "self.update.state = type(self.update.state)(**state)",
+        "self.update.state = type(remembered)(**{name: state[name] for name in remembered._fields})",
         "pass",
     ),
     Mutation(

@@ -96,6 +96,10 @@ def verify(
                 f"a job with wire.push = {wire.push!r} and wire.pull = {wire.pull!r} cannot be computed again;"
                 " only 'full' can"
             )
+        if origins.job.train.local_update == "elastic" or any(
+            snapshot.parameters is not None and snapshot.parameters.tables for snapshot in read_snapshots(folder)
+        ):
+            raise RequestError("a job with tables or with local_update = 'elastic' cannot be computed again yet")
         again = _Again(origins, folder, _base(path, base), start)
         return again.compare(origins.newest if to is None else to, progress)
 

@@ -365,6 +365,11 @@ class Job(Section):
                 raise ValueError(
                     f"wire.{key} = {value!r} needs server.partitions = 1, found {self.server.partitions}; use 'full'"
                 )
+        if self.server.durability == "log" and self.train.local_update == "elastic":
+            raise ValueError(
+                "server.durability = 'log' does not hold what shards have of their own with train.local_update ="
+                " 'elastic'; use 'snapshot'"
+            )
         if self.server.durability == "log" and self.wire.keeps_back:
             raise ValueError(
                 f"server.durability = 'log' needs a wire.push that keeps nothing back, found {self.wire.push!r}:"

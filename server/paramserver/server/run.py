@@ -415,6 +415,8 @@ class Run:
         try:
             layout = Layout.from_proto(session.initial_layout, self.job.train.dtype)
             described = tables_from_proto(session.initial_tables, (tensor.name for tensor in layout.tensors))
+            if described and self.log is not None:
+                raise TensorError("server.durability = 'log' does not hold the rows of tables; use 'snapshot'")
             tables = TableStore(self.job, described, self.engine.total_steps) if described else None
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "pushes", "pull_rows", "push_rows", "payload")
+    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "pushes", "pull_rows", "push_rows", "filler", "payload")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     SURVEY_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class WorkerMessage(_message.Message):
     PUSHES_FIELD_NUMBER: _ClassVar[int]
     PULL_ROWS_FIELD_NUMBER: _ClassVar[int]
     PUSH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    FILLER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     join: Join
     pull: PullWork
@@ -35,11 +36,12 @@ class WorkerMessage(_message.Message):
     pushes: Pushes
     pull_rows: PullRows
     push_rows: PushRows
+    filler: bytes
     payload: bytes
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., pull_rows: _Optional[_Union[PullRows, _Mapping]] = ..., push_rows: _Optional[_Union[PushRows, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., pull_rows: _Optional[_Union[PullRows, _Mapping]] = ..., push_rows: _Optional[_Union[PushRows, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "payload")
+    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "filler", "payload")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     CENSUS_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +51,7 @@ class ServerMessage(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
+    FILLER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     job: JobStarted
@@ -59,8 +62,9 @@ class ServerMessage(_message.Message):
     ended: JobEnded
     rows: Rows
     own: Own
+    filler: bytes
     payload: bytes
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "instance")
