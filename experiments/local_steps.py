@@ -111,9 +111,9 @@ def draw(rows: Sequence[Row], figure: Figure) -> None:
         axes.set_xscale("log", base=2)
         if any(math.isfinite(float(row[value])) for row in rows):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(STEPS)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ScalarFormatter())
         tidy(axes, title, "local steps H (a point that lacks was not reached)", value)

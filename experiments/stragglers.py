@@ -172,7 +172,7 @@ def draw(rows: Sequence[Row], figure: Figure) -> None:
             )
             dots = [seconds for seconds in times if math.isfinite(seconds)]
             axes.plot(dots, [y] * len(dots), "k.", markersize=4)
-            text = f" {found.median:.2f} s" if arrived else " never"
+            text = f" {found.median:.2f} s" if arrived else f" {found.arrived} of {found.runs} runs"
             axes.text(max([width, *dots]), y, text, va="center", fontsize=8)
     axes.set_yticks(range(len(modes)), [str(mode) for mode in modes])
     axes.invert_yaxis()
