@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PROTO := protos/paramserver/wire/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test simulate bench kills leaks soak check lint types proto check-proto clean
+.PHONY: help setup demo test accounting simulate bench experiments kills leaks soak check lint types proto check-proto clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ demo: $(READY) ## train a linear regression: 1 server and 4 workers as processes
 test: $(READY) ## run the whole test suite
 	$(BIN)/python -m pytest
 
+accounting: $(READY) ## exact accounting under kill -9, 20 seeds of 20 kills (some minutes)
+	ACCOUNTING_SEEDS=20 ACCOUNTING_KILLS=20 $(BIN)/python -m pytest -q tests/processes/test_accounting.py
+
 # SEEDS=20000 FIRST=10000 runs others, SEED=7 one with its trace.
 SEEDS ?= 10000
 FIRST ?= 0
@@ -35,6 +38,12 @@ simulate: $(READY) ## simulate training under faults: SEEDS=10000, or SEED=7 wit
 bench: $(READY) ## measure rounds and updates (about ten minutes on an idle machine)
 	$(BIN)/python benchmarks/rounds.py --write
 	$(BIN)/python benchmarks/apply.py
+	$(BIN)/python benchmarks/tables.py
+
+EXPERIMENTS := stragglers delays compression local_steps byzantine
+
+experiments: $(READY) ## repeat the studies of docs/experiments.md (under a quarter of an hour on two cores)
+	@for name in $(EXPERIMENTS); do echo "$$name" && $(BIN)/python -m experiments.$$name --write || exit 1; done
 
 # The bits four times fifty kills over one transport or both at once; in async mode every step is counted.
 kills: $(READY) ## 200 kill -9 of servers and workers over both transports, with freezes and faulty messages

@@ -101,6 +101,8 @@ class Soak:
         self._cluster, self._folder = cluster, folder
         self._chance, self._pause_s = random.Random(seed), pause_s
         self._began = self._next_kill = time.monotonic()
+        #: Job and version at the last kill.
+        self._progress = (0, 0)
         self.kills = 0
         self.samples: list[Sample] = []
         self.hashes: set[str] = set()
@@ -127,7 +129,7 @@ class Soak:
         for update in client.watch():
             state = update.status.state
             self._cluster.check()
-            self._strike()
+            self._strike((number, update.status.version))
         if state != "done":
             raise SystemExit(f"FAIL: job {number} is {state}: {update.status.reason}")
         theta, version = client.pull()
@@ -137,10 +139,13 @@ class Soak:
             self.hashes.add(theta_sha256(theta))
         self.samples.append(measure(self._cluster.pids()["server"], self.seconds))
 
-    def _strike(self) -> None:
+    def _strike(self, progress: tuple[int, int]) -> None:
+        # On a busy machine the dead could be killed again before they had done anything.
+        if progress == self._progress:
+            return
         workers = [(name, pid) for name, pid in sorted(self._cluster.pids().items()) if name != "server"]
         if time.monotonic() >= self._next_kill and workers:
-            self._next_kill = time.monotonic() + self._pause_s
+            self._next_kill, self._progress = time.monotonic() + self._pause_s, progress
             os.kill(self._chance.choice(workers)[1], signal.SIGKILL)
             self.kills += 1
 

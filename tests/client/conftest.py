@@ -83,6 +83,7 @@ def status(job: Job) -> pb.StatusReply:
         waiting_for=[pb.Wait(shard=0, worker="w1", since_s=2.5, reason="shard 0 is awaited from w1")],
         staleness={0: 30, 2: 10},
         rejected={"FENCED": 2},
+        table_rows={"emb": 1_234_567},
         bytes_received=480,
         bytes_sent=960,
         loss=0.25,

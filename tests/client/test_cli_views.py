@@ -41,6 +41,7 @@ def test_the_summary_has_every_documented_key_and_is_json(status: pb.StatusReply
     assert (found["step"], found["steps"], found["loss"]) == (7, 20, 0.25)
     assert found["staleness"] == {"0": 30, "2": 10}
     assert found["bytes"] == {"received": 480, "sent": 960}
+    assert found["tables"] == {"emb": 1_234_567}
     assert found["waiting_for"][0]["worker"] == "w1"
 
 
@@ -70,6 +71,7 @@ def test_the_view_shows_job_workers_and_whom_the_barrier_waits_for(status: pb.St
         "2 steps/s · 0:00:06 left",
         "staleness 0.5, most 2",
         "480 B in, 960 B out",
+        "rows of tables: emb 1,234,567",
         "waiting 2.5 s: shard 0 is awaited from w1",
         "refused pushes: 2 FENCED",
     ):

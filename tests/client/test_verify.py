@@ -108,14 +108,13 @@ def test_the_first_version_that_differs_is_named(tmp_path: Path, statement: str,
 
 def test_a_version_tells_its_contributions_and_hash(tmp_path: Path) -> None:
     training = ran(tmp_path)
-    update, theta_hash = contributions(tmp_path, 6)
-    (contribution,) = update.contributions
+    origin = contributions(tmp_path, 6)
+    (contribution,) = origin.contributions
     assert contribution.worker in ("w0", "w1")
     assert 0 <= contribution.shard < SHARDS
-    assert contribution.version < 6
-    assert len(theta_hash) == 64
-    _, unknown = contributions(tmp_path, 7)
-    assert unknown == ""
+    assert contribution.computed_at < 6
+    assert len(origin.theta_sha256) == 64
+    assert contributions(tmp_path, 7).theta_sha256 == ""
     total = training.run.engine.version
     with pytest.raises(RequestError, match=f"known are versions 1 to {total}"):
         contributions(tmp_path, total + 1)

@@ -111,8 +111,9 @@ def test_a_worker_that_computes_for_ever_is_replaced_and_the_bits_stay(cluster: 
     control.when(lambda status: status.version > 5)
     hang = Path(cluster.folder / f"hang-{stuck.pid}")
     hang.touch()
-    status = control.when(lambda status: {w.name: w.state for w in status.workers}["w0"] == "stuck")
-    assert holders(status) == {"w1"}
+    control.when(
+        lambda status: {w.name: w.state for w in status.workers}["w0"] == "stuck" and holders(status) == {"w1"}
+    )
     assert control.finish().state == "done"
     assert control.bits() == expected
     hang.unlink()

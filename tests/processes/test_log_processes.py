@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
+from paramserver.client import Client, RequestError
 from paramserver.worker import Worker
 from processes.cluster import DEADLINE_S, Cluster, Control, until
 from processes.test_recovery_processes import STEPS, kill, resource_limit, slow_job, start
@@ -183,3 +184,22 @@ class Nothing:
 def rows():
     return np.zeros((8, 1)), np.zeros(8)
 """
+
+
+def test_a_running_server_tells_what_made_its_versions(cluster: Cluster) -> None:
+    control = start(cluster)
+    cluster.workers(control, "w0", "w1")
+    control.submit(logged_job(cluster, server__hash_every=5), "j")
+    version = control.when(lambda s: s.version > 20).version
+    with Client(control.address) as client:
+        origin = client.origin(version)
+        (contribution,) = origin.contributions
+        assert contribution.worker in ("w0", "w1")
+        assert 0 <= contribution.computed_at < version
+        assert len(client.origin(15).theta_sha256) == 64
+        kill(control.process)
+        control = start(cluster, control.address)
+        # The log brings it back too.
+        assert client.origin(version) == origin
+        with pytest.raises(RequestError, match="known are versions 1 to"):
+            client.origin(10**6)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from random import Random
 from types import TracebackType
@@ -206,6 +206,9 @@ class File:
     def flush(self) -> None:
         pass
 
+    def read(self) -> bytes:
+        return self._disk.content.files[self._inode]
+
     def readinto(self, into: memoryview) -> int:
         data = self._disk.content.files[self._inode][self._position :][: len(into)]
         into[: len(data)] = data
@@ -242,6 +245,9 @@ class Path(PurePosixPath):
     def iterdir(self) -> Iterator[Self]:
         return iter([self / name for name in self.disk.content.directories[str(self)]])
 
+    def glob(self, pattern: str) -> Iterator[Self]:
+        return (path for path in self.iterdir() if path.match(pattern))
+
     def open(self, mode: str = "r", buffering: int = -1) -> File:  # noqa: ARG002 (pathlib's)
         return self.disk.open(str(self), write="w" in mode)
 
@@ -271,15 +277,29 @@ class Os:
     """`os`, as far as it concerns files."""
 
     O_RDONLY, O_DIRECTORY = os.O_RDONLY, os.O_DIRECTORY
+    O_WRONLY, O_CREAT, O_EXCL, O_APPEND = os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_APPEND
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, rng: Random) -> None:
         self._disk = disk
+        self.urandom = rng.randbytes
 
-    def open(self, path: Path, flags: int) -> int:
-        assert flags == os.O_RDONLY | os.O_DIRECTORY, "only directories are opened this way"
-        if not path.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return self._disk.describe(str(path), -1)
+    def open(self, path: Path, flags: int, _mode: int = 0o666) -> int:
+        if flags == os.O_RDONLY | os.O_DIRECTORY:
+            if not path.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return self._disk.describe(str(path), -1)
+        assert flags == os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, "only new files are opened this way"
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return self._disk.open(str(path), write=True).fileno()
+
+    def writev(self, descriptor: int, buffers: Sequence[bytes | memoryview]) -> int:
+        data = b"".join(buffers)
+        self._disk.do("write", inode=self._disk.descriptors[descriptor][1], data=data)
+        return len(data)
+
+    def fdatasync(self, descriptor: int) -> None:
+        self.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
         path, _ = self._disk.descriptors.pop(descriptor)

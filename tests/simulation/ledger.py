@@ -96,6 +96,8 @@ class Learner:
     def __init__(self, job: Job, _base: Path | None = None) -> None:
         self.job = job
         self.shape = Shape(job)
+        #: The model has none.
+        self.tables: dict[str, Any] = {}
         self._prepared = False
 
     def prepare(self, classes: int, moments: Any) -> None:

@@ -116,9 +116,9 @@ MUTATIONS = (
     ),
     Mutation(
         "let a shard run one step past the staleness bound",
-        "server.policies:_bounded",
-        "clocks[shard] - slowest <= staleness",
-        "clocks[shard] - slowest <= staleness + 1",
+        "server.policies:make_policy",
+        'Policy("ssp", train.staleness,',
+        'Policy("ssp", train.staleness + 1,',
     ),
     Mutation(
         "let a contribution be older than max_delay", "server.policies:_no_older_than", "delay <= max_delay", "True"
@@ -126,7 +126,7 @@ MUTATIONS = (
     Mutation(
         "leave the optimizer's state behind",
         "server.store:Store.restore",
-        "self.update.state = type(self.update.state)(**optimizer_state)",
+        "self.update.state = type(remembered)(**{name: state[name] for name in remembered._fields})",
         "pass",
     ),
     Mutation(

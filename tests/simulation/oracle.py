@@ -53,6 +53,8 @@ class Oracle:
         self.submitted = False
         self.initialised = False
         self.promised_version = 0
+        #: The last version that was not made by a round: rounds are computed again, and so are not logged.
+        self.logged_version = 0
         self.promised_end: tuple[str, int] | None = None
         #: One of these was the last; one that was never answered may come through late.
         self._switches = [Switch(job.train, -math.inf, -math.inf)]
@@ -131,14 +133,18 @@ class Oracle:
         self.initialised = True
 
     def restored(self, version: int, theta: Array) -> None:
-        """Check the θ of a server that has started again."""
+        """Check a θ that a server which starts again has read or replayed."""
         if not self.survives:
             raise self._broken("a job that was not to be kept came back")
-        if version < self.promised_version:
-            raise self._broken(f"came back at version {version}, {self.promised_version} was promised to be kept")
         if version > self.version or theta.tobytes() != self._thetas[version].tobytes():
             raise self._broken(f"came back with a θ that version {version} never was")
+
+    def started(self, version: int) -> None:
+        """Go on from the version that a server has come back with."""
+        if version < self.promised_version:
+            raise self._broken(f"came back at version {version}, {self.promised_version} was promised to be kept")
         self._forget_after(version)
+        self.logged_version = min(self.logged_version, version)
         self._assigned.clear()
 
     def _forget_after(self, version: int) -> None:
@@ -162,6 +168,7 @@ class Oracle:
             self._missed |= len(named) < len(expected)
             moved = {shard for shard, _ in expected}
         else:
+            self.logged_version = version
             if len(named) != 1:
                 raise self._broken(f"{len(named)} contributions were applied together")
             moved = {named[0][0]}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from random import Random
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
-from paramserver.server import control, run, snapshots, store, training
+from paramserver.server import control, log, replay, run, saver, shell, snapshots, store, training
 from paramserver.server.optimizers import factory
 from paramserver.wire import sharing
 from paramserver.worker import process as worker_process
@@ -31,6 +31,41 @@ def _modules() -> Iterator[ModuleType]:
             yield module
 
 
+class _NoNotes:
+    """Stands for `paramserver.server.provenance.Provenance`."""
+
+    def __init__(self, *_: object) -> None:
+        self.full = lambda: None
+
+    def applied(self, _update: object) -> bool:
+        return False
+
+    def switched(self, *_: object) -> None:
+        pass
+
+    def take(self) -> None:
+        pass
+
+    def write(self, _notes: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _NoThread:
+    """A pool whose work either goes through the simulated event loop or is none."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        function(*arguments)
+
+    def shutdown(self) -> None:
+        pass
+
+
 @contextmanager
 def surroundings(
     clock: Clock, network: Network, disk: Disk, rng: Random, chunk_bytes: int, store_class: type[store.Store]
@@ -46,7 +81,11 @@ def surroundings(
         for module in _modules():
             if getattr(module, "time", None) is time:
                 put(module, "time", now)
-        put(snapshots, "os", Os(disk))
+        for module in (snapshots, log, replay):
+            put(module, "os", Os(disk, rng))
+        # SQLite does its own input and output, and no θ depends on what is noted there.
+        put(shell, "Provenance", _NoNotes)
+        put(saver, "ThreadPoolExecutor", _NoThread)
         put(snapshots, "fcntl", Flock(disk))
         Path.disk = disk
         Stream.network = network

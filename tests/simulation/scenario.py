@@ -10,8 +10,8 @@ from paramserver.wire.job import Job
 
 MODES = ("sync", "sync", "sync", "quorum", "ssp", "async", "async")
 
-#: `log` takes its place here; what it promises beyond `snapshot` goes to `Oracle.promised_version`.
-DURABILITIES = ("snapshot",) * 6 + ("none",)
+#: What `log` promises beyond `snapshot` raises `Oracle.promised_version` with every answer to a worker.
+DURABILITIES = ("snapshot",) * 5 + ("log",) * 3 + ("none",)
 
 #: The numbers of servers that hold a job; more than one needs a process for each in `World`.
 PARTITIONS = (1,)

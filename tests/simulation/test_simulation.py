@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from simulation.seeds import run_all
 from simulation.world import World
 
 #: `make simulate` runs more.
-SEEDS = 1500
+SEEDS = 1000
 
 
+@pytest.mark.timeout(600)
 def test_no_seed_breaks_a_promise() -> None:
     broken = run_all(range(SEEDS), processes=os.cpu_count() or 1)
     assert not broken, "\n".join(map(str, broken))

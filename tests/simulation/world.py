@@ -219,7 +219,9 @@ class World:
             raise Violation(f"job {run.job_id} came back in place of a later one")
         if run.job.train not in oracle.policies and not oracle.rotted:
             raise Violation(f"the policy is {run.job.train}, promised was one of {oracle.policies}")
-        if run.store is None and oracle.promised_version:
+        if run.store is not None:
+            oracle.started(run.store.version)
+        elif oracle.promised_version:
             raise Violation(f"came back without θ, version {oracle.promised_version} was promised to be kept")
         if oracle.promised_end is not None and oracle.promised_end != (run.engine.phase, run.engine.version):
             raise Violation(f"the job ended with {oracle.promised_end}, and came back in {self._describe_run()}")
@@ -251,6 +253,9 @@ class World:
 
     def _rot(self) -> None:
         """Flip a bit of the newest snapshot, if there is one to fall back to."""
+        if any(job.server.durability == "log" for job in self.scenario.jobs):
+            # What was acknowledged since cannot be had from an older snapshot that the log does not lead on from.
+            return
         entries = self.disk.content.directories.get(STATE, {})
         files = sorted(name for name in entries if name.endswith(".safetensors"))
         if len(files) > 1 and files[-1].split("-")[1] == files[-2].split("-")[1]:
@@ -303,6 +308,10 @@ class World:
         assert self._shell is not None
         assert self._shell.run is not None
         oracle = self.oracles[self._shell.run.job_id]
+        run = self._shell.run
+        if run.job.server.durability == "log" and run.job.train.mode != "sync":
+            # Whoever computes at a version was told that all in it counts.
+            oracle.promise_version(min(work.version, oracle.logged_version))
         for assignment in work.assignments:
             if assignment.kind == pb.Assignment.GRADIENT:
                 oracle.assigned(assignment.shard, assignment.step, number)
@@ -663,6 +672,10 @@ class _ObservedStore(Store):
 
     def apply(self, version: int, step: int, contributions: Any) -> float | None:
         norm = super().apply(version, step, contributions)
+        if self.world._shell is None:
+            # The log is being replayed.
+            self._oracle.restored(version, self.theta)
+            return norm
         named = [(c.shard, c.step) for c in contributions]
         if self.world._trace:
             self.world.tell(f"server: version {version} of {named}")

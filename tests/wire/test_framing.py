@@ -50,8 +50,12 @@ def test_what_we_write_is_plain_protobuf_and_what_protobuf_writes_is_read(
     plain = pb.WorkerMessage(payload=payload)
     plain.MergeFrom(header)
     ours = encode(header, np.frombuffer(payload, np.uint8))
-    assert ours == plain.SerializeToString(deterministic=True)
     read, view = decode_worker_message(ours)
+    if len(payload) >= 4096:
+        assert (len(ours) - len(payload)) % 8 == 0, "a large payload begins where its values are aligned"
+        plain.filler = read.filler
+        read.ClearField("filler")
+    assert ours == plain.SerializeToString(deterministic=True)
     assert read.SerializeToString(deterministic=True) == header.SerializeToString(deterministic=True)
     assert view == payload
 

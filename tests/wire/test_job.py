@@ -87,6 +87,9 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("data.shards", 4.5, ["'data.shards' is 4.5", "valid integer"]),
     ("data.shards", True, ["'data.shards' is True", "valid integer"]),
     ("data.batch_size", -1, ["'data.batch_size' is -1", "greater than or equal to 0"]),
+    ("data.shard_weights", [1, 2], ["data: shard_weights has 2 weights for 4 shards; give one for each"]),
+    ("data.shard_weights", [1, 1, 1, 0], ["'data.shard_weights.3' is 0", "greater than 0"]),
+    ("data.label_skew", 0, ["'data.label_skew' is 0", "greater than or equal to 0.001"]),
     ("data.standardize", 1, ["'data.standardize' is 1", "valid boolean"]),
     ("data", 3, ["'data' is 3"]),
     ("train.mode", "synch", ["'train.mode' is 'synch', did you mean 'sync'?", "'sync', 'async' or 'ssp'"]),
@@ -137,9 +140,9 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "job: 'data' is missing",
         "job: 'train.mode' is 'x'. Allowed: 'sync', 'async' or 'ssp'",
         "job: unknown key 'train.sed', did you mean 'seed'? "
-        "Allowed: aggregate, byzantine, clip_contribution, delay_compensation, dtype, epochs, local_learning_rate, "
-        "local_steps, local_update, max_delay, mode, quorum, reduce, refuse_norm, seed, staleness, staleness_scaling, "
-        "steps, trim",
+        "Allowed: aggregate, byzantine, clip_contribution, delay_compensation, dtype, elasticity, epochs, "
+        "local_learning_rate, local_steps, local_update, max_delay, mode, quorum, reduce, refuse_norm, seed, "
+        "staleness, staleness_scaling, steps, trim",
     ]
 
 

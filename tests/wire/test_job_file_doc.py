@@ -17,7 +17,7 @@ from paramserver.wire.job import OPTIMIZER_OPTIONS, Job
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/job-file.md").read_text(encoding="utf-8")
 
-TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "table"}
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "table", list: "list"}
 BOUNDS = ((annotated_types.Ge, "ge", "≥"), (annotated_types.Gt, "gt", ">"))
 UPPER_BOUNDS = ((annotated_types.Le, "le", "≤"), (annotated_types.Lt, "lt", "<"))
 
@@ -45,7 +45,7 @@ def describe(field: FieldInfo) -> tuple[str, str, str]:
         kind, allowed = type(options[0]), ", ".join(f"`{literal(option)}`" for option in options)
     else:
         # An optional key has the type and the bounds of its value.
-        kind = kind if kind in TYPES or get_origin(kind) is dict else options[0]
+        kind = kind if kind in TYPES or get_origin(kind) in TYPES else options[0]
         allowed = ", ".join(bounds(field))
     return TYPES[get_origin(kind) or kind], default(field), allowed
 

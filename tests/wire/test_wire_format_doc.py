@@ -21,6 +21,10 @@ MESSAGES = [
         pb.WorkerMessage(push=pb.Push(shard=2, epoch=7, step=5, version=5, samples=3, loss=0.25, pull=True)),
         np.array([1, -2], "<f4"),
     ),
+    (
+        pb.WorkerMessage(push_rows=pb.PushRows(shard=2, epoch=7, step=5, count=2)),
+        np.frombuffer(np.array([-1, 7], "<i8").tobytes() + np.array([0.5, -2], "<f4").tobytes(), np.uint8),
+    ),
     (pb.ServerMessage(welcome=pb.Welcome(protocol=1, chunk_bytes=1 << 20)), None),
     (
         pb.ServerMessage(

@@ -22,6 +22,27 @@ def test_shards_cut_all_rows_into_contiguous_parts_of_nearly_equal_size(rows, sh
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(rows=st.integers(1, 10_000), weights=st.lists(st.floats(0.001, 1e6), min_size=1, max_size=20))
+def test_weighted_shards_cut_all_rows_into_contiguous_parts_of_these_proportions(rows, weights):
+    exact = np.array(weights) / sum(weights) * rows
+    ranges = []
+    for shard in range(len(weights)):
+        try:
+            ranges.append(shard_range(rows, len(weights), shard, weights))
+        except DataError as error:
+            # Whoever reads a shard that is empty says so, whatever the others do.
+            assert "every shard needs a row" in str(error)  # noqa: PT017
+            assert exact[shard] < 1 + 1e-6 or len(weights) > rows
+            return
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(rows))
+    np.testing.assert_allclose([stop - start for start, stop in ranges], exact, atol=1 + 1e-6)
+
+
+def test_equal_weights_are_no_weights():
+    for shard in range(7):
+        assert shard_range(100, 7, shard, [0.3] * 7) == shard_range(100, 7, shard)
+
+
 @pytest.mark.parametrize("shard", [-1, 4])
 def test_a_shard_outside_the_job_is_refused(shard):
     with pytest.raises(DataError, match="shards 0 to 3"):

@@ -131,7 +131,7 @@ def test_an_epoch_has_fewer_steps_and_the_same_batches() -> None:
     ("train", "told"),
     [
         ({"local_steps": 0}, "train.local_steps"),
-        ({"local_update": "delta"}, "Allowed: 'gradient' or 'difference'"),
+        ({"local_update": "delta"}, "Allowed: 'gradient', 'difference' or 'elastic'"),
         ({"local_steps": 2, "local_update": "difference"}, "needs local_learning_rate"),
         ({"local_learning_rate": 0.1}, "has no meaning with local_steps = 1"),
         ({"local_steps": 2, "local_learning_rate": 0.0}, "train.local_learning_rate"),

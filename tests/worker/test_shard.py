@@ -5,6 +5,8 @@ from scipy.sparse import csr_array
 from paramserver.wire.errors import DataError
 from paramserver.wire.job import Job
 from paramserver.wire.moments import combine
+from paramserver.worker.data import open_source
+from paramserver.worker.data import pick as picking
 from paramserver.worker.moments import Standardizer
 from paramserver.worker.shard import Shard, count_classes, open_test
 
@@ -125,6 +127,42 @@ def test_a_worker_reads_nothing_of_other_shards(tmp_path, name):
 )
 def test_labels_count_as_classes_when_they_are_class_numbers(labels, classes):
     assert count_classes(np.asarray(labels)) == classes
+
+
+def rows_of(shard):
+    """Return which rows of X a shard holds."""
+    shard.prepare(3)
+    batch = shard.batch(0)
+    found = [int(np.argmin(np.abs(X - row).sum(axis=1))) for row in dense(batch.x)]
+    assert (batch.y == Y[found]).all()
+    return found
+
+
+def test_label_skew_deals_every_kind_of_source_alike(source, tmp_path):
+    work = job(source, "float64", label_skew=0.1, batch_size=0, shard_weights=[3, 2, 1, 1])
+    dealt = [rows_of(Shard.open(work, shard)) for shard in range(4)]
+    assert sorted(row for rows in dealt for row in rows) == list(range(31))
+    assert [len(rows) for rows in dealt] == [13, 9, 4, 5]
+    assert dealt == [sorted(rows) for rows in dealt]
+    reference = job(str(tmp_path / "mapped.npz"), "float64", label_skew=0.1, batch_size=0, shard_weights=[3, 2, 1, 1])
+    assert dealt == [rows_of(Shard.open(reference, shard)) for shard in range(4)]
+
+
+@pytest.mark.parametrize("block", [1, 5, 31])
+def test_rows_are_picked_from_blocks_of_any_size(source, monkeypatch, block):
+    monkeypatch.setattr(picking, "BLOCK_ROWS", block)
+    opened = open_source(source)
+    np.testing.assert_array_equal(picking.all_labels(opened), Y)
+    rows = np.array([0, 4, 5, 6, 30])
+    x, y = picking.pick(opened, rows)
+    np.testing.assert_allclose(dense(x), X[rows], rtol=1e-15)
+    np.testing.assert_array_equal(y, Y[rows])
+
+
+def test_labels_that_are_no_classes_cannot_be_dealt(tmp_path):
+    np.savez(tmp_path / "values.npz", x=X, y=X[:, 0])
+    with pytest.raises(DataError, match=r"label_skew = 0.5 needs labels 0, 1, 2, … or -1/\+1; .*values.npz has others"):
+        Shard.open(job("values.npz", label_skew=0.5), 0, tmp_path)
 
 
 def test_more_shards_than_rows_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker import shard
 from paramserver.worker.batches import Batch
 from paramserver.worker.moments import Standardizer
-from paramserver.worker.tasks import load_task, loss_and_gradient, metrics
+from paramserver.worker.tasks import load_task, loss_and_gradient, metrics, with_rows
 
 
 def open_test(job: Job, status: pb.StatusReply, base: Path) -> Batch:
@@ -43,5 +43,6 @@ def evaluate(job: Job, theta: Mapping[str, NDArray[Any]], batch: Batch, base: Pa
         TaskError: if the task cannot be loaded, or fails.
     """
     task = load_task(job.task.use, job.task.options, base)
-    found = metrics(task, dict(theta), batch) or {"loss": loss_and_gradient(task, dict(theta), batch)[0]}
+    params = with_rows(task, theta, batch, job.train.seed)
+    found = metrics(task, params, batch) or {"loss": loss_and_gradient(task, params, batch)[0]}
     return {f"test_{name}": value for name, value in found.items()}

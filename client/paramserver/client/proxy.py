@@ -67,8 +67,9 @@ def _matters(direction: str, data: bytes) -> bool:
     """Say whether a message is one that the training hangs on, not a greeting or a heartbeat."""
     if direction == "up":
         message = pb.WorkerMessage.FromString(data)
-        return any(message.HasField(kind) for kind in ("push", "pushes", "pull"))
-    return bool(pb.ServerMessage.FromString(data).HasField("work"))
+        return any(message.HasField(kind) for kind in ("push", "pushes", "pull", "pull_rows", "push_rows"))
+    message_down = pb.ServerMessage.FromString(data)
+    return message_down.HasField("work") or message_down.HasField("rows")
 
 
 class Proxy:

@@ -30,9 +30,10 @@ from paramserver.wire.errors import (
 )
 from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.job import Job
+from paramserver.wire.tables import check_job
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
-from paramserver.worker.tasks import load_task
+from paramserver.worker.tasks import declared_tables, load_task
 
 #: Called with every update of a run.
 Progress = Callable[[Update], None]
@@ -128,7 +129,9 @@ def train(
         job = Job.from_dict(tables)
     root = Path(base or ".").resolve()
     if job.data.test or not server:
-        load_task(job.task.use, job.task.options, root)
+        task = load_task(job.task.use, job.task.options, root)
+        if declared_tables(task):
+            check_job(job)
     directory = RunDirectory(job, run)
     job_id = uuid.uuid4().hex[:12]
     training = _Training(job, job_id, directory, root)

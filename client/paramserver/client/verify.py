@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from paramserver.client.connection.client import AppliedContribution, Origin
 from paramserver.server.engine import total_steps
 from paramserver.server.events import Apply, Contribution
-from paramserver.server.provenance import Origins
+from paramserver.server.provenance import Origins, origin_of
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import read_snapshots
 from paramserver.server.store import Store
@@ -95,6 +96,10 @@ def verify(
                 f"a job with wire.push = {wire.push!r} and wire.pull = {wire.pull!r} cannot be computed again;"
                 " only 'full' can"
             )
+        if origins.job.train.local_update == "elastic" or any(
+            snapshot.parameters is not None and snapshot.parameters.tables for snapshot in read_snapshots(folder)
+        ):
+            raise RequestError("a job with tables or with local_update = 'elastic' cannot be computed again yet")
         again = _Again(origins, folder, _base(path, base), start)
         return again.compare(origins.newest if to is None else to, progress)
 
@@ -115,6 +120,8 @@ class _Again:
         self._job = origins.job
         self._start = start
         self._learner = Learner(origins.job, base)
+        if self._learner.tables:
+            raise RequestError("a job with tables cannot be computed again; see docs/tables.md")
         shards = range(origins.job.data.shards)
         surveys = [self._learner.survey(shard) for shard in shards]
         moments = [survey.moments for survey in surveys if survey.moments is not None]
@@ -245,17 +252,15 @@ def _snapshot(folder: Path, version: int) -> Snapshot:
     return found[version]
 
 
-def contributions(run: str | Path, version: int) -> tuple[Apply, str]:
-    """Return which contributions made a version, and the hash of its θ; empty if that is not known.
+def contributions(run: str | Path, version: int) -> Origin:
+    """Return which contributions made a version, in shard order, and what is known of the hash of its θ.
 
     Raises:
         RequestError: if it is not known what made the version.
     """
-    with closing(Origins(state_of(Path(run)))) as origins:
-        update = origins.update(version)
-        if update is None:
-            raise RequestError(f"it is not known what made version {version}; known are versions 1 to {origins.newest}")
-        return update, origins.hashes().get(version, "")
+    update, theta_hash = origin_of(state_of(Path(run)), version)
+    made = [AppliedContribution(c.shard, c.step, c.worker, c.samples, c.loss, c.version) for c in update.contributions]
+    return Origin(version, made, theta_hash)
 
 
 def hash_of(run: str | Path, version: int, base: str | Path | None = None) -> str:

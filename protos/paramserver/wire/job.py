@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -52,8 +52,29 @@ class DataSection(Section):
     test: str = ""
     label: str = ""
     shards: int = Field(default=4, ge=1, le=65536)
+    #: Relative sizes of the shards; empty: as equal as can be.
+    shard_weights: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
+    #: The concentration α of the Dirichlet distribution by which rows are dealt by label; unset: rows as they stand.
+    label_skew: float | None = Field(default=None, ge=0.001, le=10**6)
     batch_size: int = Field(default=256, ge=0)
     standardize: bool = False
+    #: Columns of a csv file that hold text; each cell becomes a 64-bit key.
+    hash: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _hash_fits(self) -> Self:
+        if self.hash and self.standardize:
+            raise ValueError("standardize = true cannot be had with hash: hashed columns have no mean")
+        return self
+
+    @model_validator(mode="after")
+    def _a_weight_for_every_shard(self) -> Self:
+        if self.shard_weights and len(self.shard_weights) != self.shards:
+            raise ValueError(
+                f"shard_weights has {len(self.shard_weights)} weights for {self.shards} shards;"
+                " give one for each, or none"
+            )
+        return self
 
 
 class TrainSection(Section):
@@ -86,8 +107,10 @@ class TrainSection(Section):
     refuse_norm: float = Field(default=0.0, ge=0)
     #: Batches that a worker computes, moving its own θ, before it pushes.
     local_steps: int = Field(default=1, ge=1, le=65536)
-    #: Whether the accumulated gradient or the difference of the parameters is pushed.
-    local_update: Literal["gradient", "difference"] = "gradient"
+    #: Whether the accumulated gradient, the difference of the parameters or a shard's own parameters are pushed.
+    local_update: Literal["gradient", "difference", "elastic"] = "gradient"
+    #: elastic: the share of its way to θ that a shard goes before its local steps.
+    elasticity: float = Field(default=0.0, ge=0, lt=1)
     #: Of the worker's own steps; that of the optimizer if not set.
     local_learning_rate: float | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0, le=10**9)
@@ -121,18 +144,34 @@ class TrainSection(Section):
     def _local_steps_fit(self) -> Self:
         if self.local_learning_rate is not None and not self.goes_local:
             raise ValueError(f"local_learning_rate = {self.local_learning_rate} has no meaning with local_steps = 1")
-        if self.local_update == "difference" and self.local_learning_rate is None:
+        how = self.local_update
+        if how != "gradient" and self.local_learning_rate is None:
             raise ValueError(
-                "local_update = 'difference' needs local_learning_rate: the optimizer's rate is that of the outer step"
+                f"local_update = {how!r} needs local_learning_rate: the optimizer's rate is that of the outer step"
             )
-        if self.local_update == "difference" and self.reduce != "mean":
-            raise ValueError(f"local_update = 'difference' needs reduce = 'mean', found {self.reduce!r}")
+        if how != "gradient" and self.reduce != "mean":
+            raise ValueError(f"local_update = {how!r} needs reduce = 'mean', found {self.reduce!r}")
+        if (how == "elastic") != (self.elasticity > 0):
+            raise ValueError(
+                f"local_update = {how!r} and elasticity = {self.elasticity:g} do not go together:"
+                " 'elastic' needs an elasticity above 0, and nothing else takes one"
+            )
+        if how == "elastic" and self.delay_compensation:
+            raise ValueError(
+                f"delay_compensation = {self.delay_compensation:g} has no meaning for local_update = 'elastic',"
+                " which pushes no gradient"
+            )
+        if how == "elastic" and self.refuse_norm:
+            raise ValueError(
+                f"refuse_norm = {self.refuse_norm:g} has no meaning for local_update = 'elastic',"
+                " which pushes no gradient"
+            )
         return self
 
     @property
     def goes_local(self) -> bool:
         """Whether workers move a θ of their own."""
-        return self.local_steps > 1 or self.local_update == "difference"
+        return self.local_steps > 1 or self.local_update != "gradient"
 
     @property
     def is_robust(self) -> bool:
@@ -245,6 +284,10 @@ class ServerSection(Section):
     absent_s: float = Field(default=3600.0, ge=0)
     #: Pushes of a worker that break the contract before it gets no more work.
     max_bad_pushes: int = Field(default=3, ge=1)
+    #: Rows that a table keeps; the longest without an update go first. 0 is no bound.
+    table_max_rows: int = Field(default=0, ge=0)
+    #: Updates of θ after which a row without one is forgotten; 0 is never.
+    table_max_age: int = Field(default=0, ge=0, le=MAX_STEPS)
 
 
 #: What each codec that keeps something back takes.
@@ -308,6 +351,11 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _wire_fits(self) -> Self:
+        if self.wire.push != "full" and self.train.local_update == "elastic":
+            raise ValueError(
+                f"wire.push = {self.wire.push!r} does not go with train.local_update = 'elastic':"
+                " a shard would lose a part of its own parameters with every push; use 'full'"
+            )
         for key, value in (("push", self.wire.push), ("pull", self.wire.pull)):
             if value != "full" and self.train.dtype != "float32":
                 raise ValueError(
@@ -318,6 +366,11 @@ class Job(Section):
                 raise ValueError(
                     f"wire.{key} = {value!r} needs server.partitions = 1, found {self.server.partitions}; use 'full'"
                 )
+        if self.server.durability == "log" and self.train.local_update == "elastic":
+            raise ValueError(
+                "server.durability = 'log' does not hold what shards have of their own with train.local_update ="
+                " 'elastic'; use 'snapshot'"
+            )
         if self.server.durability == "log" and self.wire.keeps_back:
             raise ValueError(
                 f"server.durability = 'log' needs a wire.push that keeps nothing back, found {self.wire.push!r}:"
@@ -336,6 +389,11 @@ class Job(Section):
             raise ValueError(
                 f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}:"
                 " no round would ever close"
+            )
+        if self.train.local_update == "elastic" and self.server.partitions > 1:
+            raise ValueError(
+                f"train.local_update = 'elastic' needs server.partitions = 1, found {self.server.partitions}:"
+                " a shard's own parameters are kept on one server"
             )
         train, found = self.train, self.train.quorum or self.data.shards
         if 2 * train.trim >= found:

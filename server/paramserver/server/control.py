@@ -11,8 +11,10 @@ import grpc
 
 from paramserver.server.shell import Shell
 from paramserver.server.status import describe
+from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import NotReady, ParamserverError, RequestError, status_code
 from paramserver.wire.job import Job
+from paramserver.wire.tables import tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
 
@@ -82,11 +84,15 @@ class ControlService(rpc.ControlServicer):
         start = 0
         try:
             version, pieces = await run.capture()
+            described = pb.Layout(tensors=layout.to_proto())
+            contents = {} if run.tables is None else run.tables.contents()
+            if run.tables is not None:
+                described.tables.extend(tables_to_proto(run.tables.tables))
             await self._shell.caught_up()
             async for piece in pieces:
                 yield pb.PullReply(
                     job_id=run.job_id,
-                    layout=pb.Layout(tensors=layout.to_proto()) if start == 0 else None,
+                    layout=described if start == 0 else None,
                     dtype=run.job.train.dtype,
                     version=version,
                     offset=start // layout.dtype.itemsize,
@@ -95,6 +101,17 @@ class ControlService(rpc.ControlServicer):
                 start += len(piece)
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
+            return
+        for number, table in enumerate(contents.values()):
+            # Sorting millions of keys takes a while, in which workers go on.
+            keys, rows = await asyncio.to_thread(table.in_order)
+            step = max(1, CHUNK_BYTES // (8 + rows.itemsize * table.table.dim))
+            for start in range(0, max(1, keys.size), step):
+                own = keys[start : start + step]
+                yield pb.PullReply(
+                    rows=pb.TableChunk(table=number, count=own.size, total=keys.size),
+                    payload=own.tobytes() + rows[start : start + step].tobytes(),
+                )
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyReply:
         """Change the policy of the running job."""
@@ -124,6 +141,28 @@ class ControlService(rpc.ControlServicer):
             await context.abort(status_code(error), str(error))
             raise
         return pb.SnapshotReply(version=saved.version, theta_sha256=saved.theta_sha256, file=str(saved.file))
+
+    async def Provenance(self, request: pb.ProvenanceRequest, context: Context) -> pb.ProvenanceReply:
+        """Tell what made a version."""
+        try:
+            update, theta_hash = await self._shell.origin(request.version)
+        except ParamserverError as error:
+            await context.abort(status_code(error), str(error))
+            raise
+        return pb.ProvenanceReply(
+            contributions=[
+                pb.AppliedContribution(
+                    shard=c.shard,
+                    step=c.step,
+                    worker=c.worker,
+                    samples=c.samples,
+                    loss=c.loss,
+                    computed_at=c.version,
+                )
+                for c in update.contributions
+            ],
+            theta_sha256=theta_hash,
+        )
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -154,7 +154,7 @@ class StopAsked(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The server itself failed at what the engine asked for: there is no going on."""
+    """There is no going on: the server itself failed at what the engine asked for, or shards do not go together."""
 
     reason: str
 

@@ -240,3 +240,16 @@ class Origins:
             return action()
         except sqlite3.Error as error:
             raise RequestError(f"{self.file} cannot be read: {error}") from None
+
+
+def origin_of(folder: Path, version: int) -> tuple[Apply, str]:
+    """Return which contributions made a version, and the hash of its θ; empty if that was not written down.
+
+    Raises:
+        RequestError: if it is not known what made the version.
+    """
+    with closing(Origins(folder)) as origins:
+        update = origins.update(version)
+        if update is None:
+            raise RequestError(f"it is not known what made version {version}; known are versions 1 to {origins.newest}")
+        return update, origins.hashes().get(version, "")

@@ -83,6 +83,11 @@ class _Replay:
             run.feed(ev.PolicyChanged(train))
         (values,) = record.values
         run.replay(record.contribution, values)
+        if run.engine.version != record.version or run.engine.phase == "failed":
+            raise StateError(
+                f"the contribution that made version {record.version} of θ made version {run.engine.version} when it "
+                f"was replayed: {run.engine.reason or 'it is not one that comes next'}"
+            )
         self.version = record.version
         self.updates.append(ev.Apply(record.version, record.step, (record.contribution,)))
 

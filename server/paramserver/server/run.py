@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from paramserver.server import events as ev
+from paramserver.server.elastic import Elastic
 from paramserver.server.engine import Engine
 from paramserver.server.history import History
 from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.provenance import Provenance
 from paramserver.server.session import Gate, Incoming, Session
-from paramserver.server.snapshot import Parameters, Snapshot
+from paramserver.server.snapshot import Parameters, Snapshot, named
 from paramserver.server.store import CHUNK_BYTES, Store
+from paramserver.server.tables.arriving import Parts
+from paramserver.server.tables.tablestore import TableStore
 from paramserver.server.waypoints import Waypoints
-from paramserver.wire.errors import ParamserverError, ProtocolError, StateError, TensorError
+from paramserver.wire.errors import JobError, ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout, is_finite, read_values
 from paramserver.wire.moments import Moments, combine
 from paramserver.wire.sharing import Segment
+from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -73,6 +78,8 @@ class Run:
         self._refuse_norm = job.train.refuse_norm
         self.engine = self._new_engine(job, epoch)
         self.store: Store | None = None
+        #: None if the task declares none.
+        self.tables: TableStore | None = None
         self.census: pb.Census | None = None
         self.moments: Moments | None = None
         self.history = History()
@@ -80,6 +87,7 @@ class Run:
         self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
         #: Values of whole contributions that the engine has yet to decide on, by shard and step.
         self._arrived: dict[tuple[int, int], list[Array]] = {}
+        self._arrived_rows: dict[tuple[int, int], Parts] = {}
         self._sessions = sessions
         self._clock = clock
         #: The time of the event that is being handled.
@@ -112,7 +120,8 @@ class Run:
         else:
             theta = store.theta.copy()
             optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
-        parameters = Parameters(store.layout, theta, optimizer_state)
+        tables = {} if self.tables is None else self.tables.contents()
+        parameters = Parameters(store.layout, theta, optimizer_state, tables)
         history = self.history.columns(state.finished_steps)
         return Snapshot(self.job_id, self.submitted, state, parameters, self.census, self.moments, history, train)
 
@@ -129,6 +138,10 @@ class Run:
         if p is not None:
             self.store = Store(self.job, p.layout, [p.theta], self.engine.total_steps)
             self.store.restore(self.engine.version, p.optimizer_state)
+            if p.tables:
+                described = {name: contents.table for name, contents in p.tables.items()}
+                self.tables = TableStore(self.job, described, self.engine.total_steps)
+                self.tables.restore(p.tables)
             self.history = History.of(snapshot.history or {})
 
     async def quiet(self) -> None:
@@ -214,7 +227,12 @@ class Run:
                 self._take_pushes(session, message.pushes.pushes, payload)
             case "pull":
                 session.held = message.pull.held if message.pull.HasField("held") else None
+                session.rows.clear()
                 self.feed(ev.Pulled(session.name))
+            case "pull_rows":
+                self._give_rows(session, message.pull_rows, payload)
+            case "push_rows":
+                self._take_rows(session, message.push_rows, payload)
             case "slot":
                 self._take_slot(session, message.slot)
             case "heartbeat":
@@ -251,6 +269,7 @@ class Run:
         """Let the engine decide on contributions that are whole, their values being in `_arrived`."""
         self.feed(ev.Pushed(contributions, pull))
         self._arrived.clear()
+        self._arrived_rows.clear()
 
     def _take_push(self, session: Session, push: pb.Push, payload: memoryview) -> ev.Contribution | None:
         """Take a contribution or a chunk of it; return it once it is whole, its values being in `_arrived` then."""
@@ -259,6 +278,8 @@ class Run:
         offset = push.offset
         if offset == 0:
             session.discarding, session.incoming = None, Incoming(c)
+            if self.tables is not None:
+                session.incoming.rows = session.rows.claim(push)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
             if not (push.shared or self._is_whole(c, payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
@@ -284,14 +305,18 @@ class Run:
                 self._take_shared(self.store, session, incoming)
             else:
                 self._take_chunk(self.store, incoming, offset, payload)
-            if self._refuse_norm and incoming.next_offset == self.store.layout.size:
+            is_whole = incoming.next_offset == self.store.layout.size
+            if is_whole and self._refuse_norm:
                 self._check_norm(incoming)
+            # Of what the engine is about to refuse rows were passed over, which is not what is wrong with it.
+            if is_whole and incoming.rows is not None and self.engine.review(incoming.contribution) is None:
+                self._arrived_rows[c.shard, c.step] = incoming.rows.parts(push.rows)
         except TensorError as error:
             session.incoming, session.discarding = None, name
             reason = f"push of worker {session.name}, shard {c.shard}, step {c.step}: {error}"
             self.feed(ev.Misbehaved(session.name, c.shard, c.step, reason, error.fault))
             return None
-        if incoming.next_offset < self.store.layout.size:
+        if not is_whole:
             self.feed(ev.Heard(session.name))
             return None
         session.incoming = None
@@ -325,6 +350,31 @@ class Run:
         incoming.chunks.append(values)
         if decoder is not None and incoming.next_offset == size:
             incoming.chunks, incoming.next_offset = decoder.whole(incoming.chunks, step), store.layout.size
+
+    def _give_rows(self, session: Session, asked: pb.PullRows, payload: memoryview) -> None:
+        refusal = self.engine.admit(session.name, asked.shard, asked.epoch, asked.step)
+        if refusal is not None:
+            self._carry_out(refusal)
+            return
+        try:
+            if self.tables is None:
+                raise TensorError("the job has no tables")
+            rows = self.tables.read(asked.table, payload)
+        except TensorError as error:
+            reason = f"rows for worker {session.name}, shard {asked.shard}, step {asked.step}: {error}"
+            self.feed(ev.Misbehaved(session.name, asked.shard, asked.step, reason, error.fault))
+            return
+        self.feed(ev.Heard(session.name))
+        answer = pb.Rows(number=asked.number)
+        session.sent += rows.nbytes
+        session.send(encode(pb.ServerMessage(rows=answer), rows))
+
+    def _take_rows(self, session: Session, push: pb.PushRows, payload: memoryview) -> None:
+        session.received += payload.nbytes
+        # What was not asked for is passed over; the push that follows is refused and says why.
+        if self.tables is not None and self.engine.admit(session.name, push.shard, push.epoch, push.step) is None:
+            session.rows.take(push, payload, list(self.tables.tables.values()), self.tables.dtype)
+            self.feed(ev.Heard(session.name))
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
@@ -378,12 +428,17 @@ class Run:
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if initial.offset == 0:
             session.initial, session.initial_layout = [], list(initial.tensors)
+            session.initial_tables = list(initial.tables)
         refusal = self.engine.admit(session.name, initial.shard, initial.epoch, 0)
         if refusal is not None or self.engine.phase != "initialise":
             return
         try:
             whole = Layout.from_proto(session.initial_layout, self.job.train.dtype)
             layout = whole.cut(self.job.server.partitions)[self.partition]
+            described = tables_from_proto(session.initial_tables, (tensor.name for tensor in whole.tensors))
+            if described and self.log is not None:
+                raise TensorError("server.durability = 'log' does not hold the rows of tables; use 'snapshot'")
+            tables = TableStore(self.job, described, self.engine.total_steps) if described else None
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
             if initial.offset < held:
@@ -393,14 +448,14 @@ class Run:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):
                 raise TensorError(_where_not_finite(layout, initial.offset, values))
-        except TensorError as error:
+        except (TensorError, JobError) as error:
             self.feed(ev.Failed(session.name, str(error)))
             return
         # θ is allocated only once its bytes are really here, not when a peer announces them.
         session.initial.append(payload)
         if held + values.size == layout.size:
             pieces = (np.frombuffer(piece, dtype=layout.dtype) for piece in session.initial)
-            self.store = Store(self.job, layout, pieces, self.engine.total_steps)
+            self.store, self.tables = Store(self.job, layout, pieces, self.engine.total_steps), tables
             session.initial = []
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
         else:
@@ -411,13 +466,19 @@ class Run:
             case ev.Keep(shard, step):
                 assert self.store is not None
                 self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
+                if self.tables is not None:
+                    self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
             case ev.Apply(version, step, contributions, whole_norm):
                 assert self.store is not None
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)
                 norm = self.store.apply(version, step, contributions, whole_norm)
+                if self.tables is not None:
+                    norm_of_rows = self.tables.apply(version, step, contributions)
+                    norm = None if norm is None else math.hypot(norm, norm_of_rows)
                 if self.provenance is not None and self.provenance.applied(effect):
-                    self.provenance.hashed(version, theta_sha256(self.store.layout.views(self.store.theta)))
+                    tables = {} if self.tables is None else self.tables.contents()
+                    self.provenance.hashed(version, theta_sha256(named(self.store.layout, self.store.theta, tables)))
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():
                 self._grant(effect)
@@ -438,7 +499,7 @@ class Run:
             case ev.GoBack():
                 self._go_back()
             case ev.CombineSurveys():
-                self._combine_surveys()
+                return self._combine_surveys()
             case ev.End(status, reason):
                 ended = pb.ServerMessage(ended=pb.JobEnded(job_id=self.job_id, status=status, reason=reason))
                 for name in self._sessions:
@@ -472,16 +533,30 @@ class Run:
             return
         if not session.knows_layout:
             session.knows_layout = True
-            session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
+            layout = self.store.describe(session.shares_memory)
+            if self.tables is not None:
+                layout.tables.extend(tables_to_proto(self.tables.tables))
+            session.send(encode(pb.ServerMessage(layout=layout)))
         sees = session.shares_memory and self.store.shares_theta
         is_held = sees or session.held == self.store.version
-        messages = self.store.answer(message, is_held)
+        messages = [] if self.store.elastic is None else self._own_of(self.store, self.store.elastic, session, grant)
+        messages += self.store.answer(message, is_held)
         if not is_held:
             if session.is_full:
                 session.give_up()
                 return
             session.sent += self.store.theta_nbytes
         session.send(*messages)
+
+    def _own_of(self, store: Store, elastic: Elastic, session: Session, grant: ev.Grant) -> list[bytes]:
+        """Return the parameters of the granted shards that the worker does not have from its own last push."""
+        messages = []
+        for _, shard, epoch, step in grant.assignments:
+            if elastic.pushed(shard) != session.asked.get(shard):
+                messages += store.own_of(shard)
+            session.asked[shard] = epoch, step
+        session.sent += sum(map(len, messages))
+        return messages
 
     def _revoke(self, worker: str, shard: int) -> ev.Event | None:
         session = self._sessions.get(worker)
@@ -507,25 +582,37 @@ class Run:
             return
         before = self.store.moves, self.store.shares_theta
         self.store.restage(self.job)
+        if self.tables is not None:
+            self.tables.restage(self.job)
         for session in self._sessions.values():
             # How a worker may read θ in shared memory is part of the layout.
             if session.shares_memory and (self.store.moves, self.store.shares_theta) != before:
                 session.knows_layout, session.held = False, None
             _pass_over(session)
 
-    def _combine_surveys(self) -> None:
+    def _combine_surveys(self) -> ev.Broken | None:
         surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
-        widths = sorted({survey.features for survey, _ in surveys})
+        self._surveys.clear()
+        widths = [survey.features for survey, _ in surveys]
         all_moments = [moments for _, moments in surveys if moments is not None]
-        if all_moments and len(widths) == 1 and len(all_moments) == len(surveys):
+        if self.job.data.standardize:
+            unlike = next((shard for shard, width in enumerate(widths) if width != widths[0]), None)
+            if unlike is not None:
+                return ev.Broken(
+                    f"DataError: data.standardize needs the same features in every shard, but shard 0 has {widths[0]}"
+                    f" and shard {unlike} has {widths[unlike]}"
+                )
+            if len(all_moments) < len(surveys):
+                missing = next(shard for shard, (_, moments) in enumerate(surveys) if moments is None)
+                return ev.Broken(f"DataError: data.standardize needs the moments of shard {missing}, which sent none")
             self.moments = combine(all_moments)
         self.census = pb.Census(
             rows=sum(survey.rows for survey, _ in surveys),
-            features=widths[-1],
+            features=max(widths),
             # One shard without class labels means that the labels are no classes.
             classes=max(s.classes for s, _ in surveys) if all(s.classes for s, _ in surveys) else 0,
         )
-        self._surveys.clear()
+        return None
 
 
 async def in_chunks(data: bytes) -> AsyncIterator[memoryview]:

@@ -76,6 +76,11 @@ class Saver:
             await self.settled()
             return await asyncio.shield(self._take())
 
+    async def noted(self) -> None:
+        """Wait until it is written down where the versions so far come from."""
+        self._write_notes()
+        await asyncio.wrap_future(self._thread.submit(lambda: None))
+
     async def settled(self) -> None:
         """Wait until every snapshot that was taken is on the disk or has failed."""
         while self._pending is not None and not self._pending.done():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from paramserver.server.events import Contribution
+from paramserver.server.tables.arriving import Arriving, ArrivingRows
 from paramserver.wire.layout import Array
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -38,6 +39,8 @@ class Incoming:
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+    #: Rows of tables that came ahead of it; None if the job has no tables.
+    rows: Arriving | None = None
 
     @property
     def name(self) -> tuple[int, int, int]:
@@ -58,12 +61,17 @@ class Session:
     #: Initial parameters in progress.
     initial: list[memoryview] = field(default_factory=list)
     initial_layout: list[pb.Tensor] = field(default_factory=list)
+    initial_tables: list[pb.Table] = field(default_factory=list)
+    #: Rows of tables that came ahead of pushes which have not begun.
+    rows: ArrivingRows = field(default_factory=ArrivingRows)
     #: Version that the worker holds whole, as its last pull said.
     held: int | None = None
     #: The worker has proved that it can map this process's memory.
     shares_memory: bool = False
     #: Where the worker lays its contributions, by shard.
     slots: dict[int, Segment] = field(default_factory=dict)
+    #: Elastic averaging: lease epoch and step for which it was last asked, by shard.
+    asked: dict[int, tuple[int, int]] = field(default_factory=dict)
     #: What comes now is about the present job: it is the stream's first, or the worker has pulled for it by name.
     has_begun: bool = True
     has_worked: bool = False
@@ -127,6 +135,11 @@ class Session:
         self.close()
         self.cut()
 
+    def end(self) -> None:
+        """Let go of what the worker shared, and of the stream, which holds this; not only at the next collection."""
+        self.slots = {}
+        self.cut = lambda: None
+
     async def next_answer(self) -> Sequence[bytes] | None:
         """Wait for the next messages to send; None when the stream is to end."""
         while not self._outbox:
@@ -139,8 +152,9 @@ class Session:
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""
         self.incoming = self.discarding = self.held = None
-        self.initial, self.initial_layout = [], []
-        self.slots = {}
+        self.initial, self.initial_layout, self.initial_tables = [], [], []
+        self.rows = ArrivingRows()
+        self.slots, self.asked = {}, {}
         self.knows_census = self.knows_layout = False
         self.has_begun, self.has_worked = not self.has_worked, True
         self.received = self.sent = 0

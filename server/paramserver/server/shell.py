@@ -14,7 +14,7 @@ import numpy as np
 from paramserver.server import events as ev
 from paramserver.server.log import Log, remove_segments
 from paramserver.server.place import ALONE, Place
-from paramserver.server.provenance import Provenance, remove
+from paramserver.server.provenance import Provenance, origin_of, remove
 from paramserver.server.run import Run
 from paramserver.server.saver import Saver
 from paramserver.server.session import Session
@@ -156,6 +156,21 @@ class Shell:
         """
         if self._log is not None:
             await self._log.caught_up()
+
+    async def origin(self, version: int) -> tuple[ev.Apply, str]:
+        """Return which contributions made a version, and the hash of its θ; empty if that was not written down.
+
+        Raises:
+            NotReady: if no job was submitted.
+            RequestError: if it is not known.
+        """
+        if self.run is None:
+            raise NotReady("no job was submitted")
+        if self._saver is None or self._directory is None or self.run.provenance is None:
+            raise RequestError("nothing is known of this job's versions: the server does not write down what made them")
+        await self.caught_up()
+        await self._saver.noted()
+        return await asyncio.get_running_loop().run_in_executor(None, origin_of, self._directory.path, version)
 
     async def settled(self) -> None:
         """Wait until all that was to be kept is on the disk, or has failed."""

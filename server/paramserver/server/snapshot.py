@@ -9,23 +9,25 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from paramserver.server.enginestate import EngineState
+from paramserver.server.tables.rows import Contents
 from paramserver.wire.errors import StateError
 from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.moments import Moments
+from paramserver.wire.tables import Table, tensor_names
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Raised when an older program could no longer read what this one writes.
 FORMAT = 1
 
-_DTYPES = {"F32": "<f4", "F64": "<f8", "U64": "<u8"}
+_DTYPES = {"F32": "<f4", "F64": "<f8", "U64": "<u8", "I64": "<i8"}
 _CODES = {np.dtype(code): name for name, code in _DTYPES.items()}
 
 
@@ -36,6 +38,8 @@ class Parameters:
     layout: Layout
     theta: Array
     optimizer_state: Mapping[str, Array]
+    #: By name, in the order of the layout.
+    tables: Mapping[str, Contents] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ class Snapshot:
     @property
     def theta_sha256(self) -> str:
         """The hash that names the bits of θ; empty if there is no θ. Computed anew each time."""
-        return "" if self.parameters is None else theta_sha256(self.parameters.layout.views(self.parameters.theta))
+        p = self.parameters
+        return "" if p is None else theta_sha256(named(p.layout, p.theta, p.tables))
 
     def pieces(self, theta_hash: str) -> Iterator[memoryview]:
         """Yield the bytes of the file, without copying an array; `theta_hash` is the snapshot's `theta_sha256`."""
@@ -94,6 +99,13 @@ class Snapshot:
             arrays |= {"moments/mean": self.moments.mean, "moments/m2": self.moments.m2}
         if self.parameters is not None:
             p = self.parameters
+            for name, contents in p.tables.items():
+                arrays[f"table/{name}/keys"] = contents.keys
+                if contents.touched is not None:
+                    arrays[f"table/{name}/touched"] = contents.touched
+            for name, contents in p.tables.items():
+                arrays[f"table/{name}/rows"] = contents.rows
+                arrays |= {f"table/{name}/state/{part}": array for part, array in contents.state.items()}
             arrays |= {f"optimizer/{name}": array for name, array in p.optimizer_state.items()}
             arrays |= {f"theta/{name}": array for name, array in p.layout.views(p.theta).items()}
         return arrays
@@ -108,8 +120,17 @@ class Snapshot:
             "version": self.version,
             "layout": None if p is None else [[t.name, t.shape] for t in p.layout.whole.tensors],
             "start": 0 if p is None else p.layout.start,
+            "tables": {} if p is None else {n: [c.table.dim, c.table.scale] for n, c in p.tables.items()},
             "census": None if census is None else [census.rows, census.features, census.classes],
         }
+
+
+def named(layout: Layout, theta: Array, tables: Mapping[str, Contents]) -> dict[str, Array]:
+    """Return all of θ by tensor name; a table is two tensors, its keys in order and their rows."""
+    tensors = layout.views(theta)
+    for name, contents in tables.items():
+        tensors |= dict(zip(tensor_names(name), contents.in_order(), strict=True))
+    return tensors
 
 
 def parse(data: memoryview) -> Snapshot:
@@ -155,7 +176,11 @@ def _from_record(record: dict[str, Any], header: dict[str, Any], data: memoryvie
         # The tensors lie back to back in the order of the layout, so that together they are the flat vector.
         offsets = [header[f"theta/{tensor.name}"]["data_offsets"] for tensor in layout.tensors]
         theta = np.frombuffer(data[offsets[0][0] : offsets[-1][1]], layout.dtype)
-        parameters = Parameters(layout, theta, _under("optimizer/", arrays))
+        tables = {
+            name: _contents(Table(dim, scale), _under(f"table/{name}/", arrays))
+            for name, (dim, scale) in record.get("tables", {}).items()
+        }
+        parameters = Parameters(layout, theta, _under("optimizer/", arrays), tables)
     return Snapshot(
         job_id=record["job_id"],
         job=job,
@@ -166,6 +191,14 @@ def _from_record(record: dict[str, Any], header: dict[str, Any], data: memoryvie
         history=_under("history/", arrays),
         train=None if record["train"] is None else TrainSection.model_validate(record["train"]),
     )
+
+
+def _contents(table: Table, arrays: Mapping[str, Array]) -> Contents:
+    def of_rows(array: Array) -> Array:
+        return array.reshape(-1, table.dim)
+
+    state = {name: of_rows(array) for name, array in _under("state/", arrays).items()}
+    return Contents(table, arrays["keys"], of_rows(arrays["rows"]), state, arrays.get("touched"))
 
 
 def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

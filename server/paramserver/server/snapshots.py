@@ -4,6 +4,8 @@
     <serial>-<job>-<sha256>.safetensors  a snapshot; its name holds the hash of its bytes, so that one rename puts
                                          content and checksum in place together
     snapshot.partial                     a snapshot that was being written; means nothing
+    *.log                                contributions behind the snapshots, see `server.logformat`
+    provenance.db                        which contributions made which version, see `server.provenance`
 
 What is written is on the disk before it takes its name (fsync of the file, rename, fsync of the directory): a process
 that is killed loses nothing that was announced as saved, nor does a machine that loses power. One server at a time

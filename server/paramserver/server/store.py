@@ -11,6 +11,7 @@ import numpy as np
 
 from paramserver.server.compensation import DelayCompensation
 from paramserver.server.decoder import Decoder
+from paramserver.server.elastic import Elastic
 from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
@@ -52,6 +53,7 @@ class Store:
             self.theta[start : start + values.size] = values
             start += values.size
         self.version = 0
+        self.elastic = Elastic() if job.train.local_update == "elastic" else None
         #: False once an update has failed in the middle: θ is then neither the old nor the new one.
         self.is_whole = True
         self.chunk = chunk_elements(job, CHUNK_BYTES)
@@ -70,10 +72,15 @@ class Store:
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
-        """What updates remember, by name: flat vectors as long as θ, which change with the next one."""
+        """What updates remember, by name: flat vectors as long as θ, which change with the next one.
+
+        In elastic averaging the parameters of every shard are among them.
+        """
         state = dict(self.update.state._asdict())
         if self._compensation is not None:
             state[_MEAN_SQUARE] = self._compensation.mean_square
+        if self.elastic is not None:
+            state |= self.elastic.state
         return state
 
     def restore(self, version: int, optimizer_state: Mapping[str, Array]) -> None:
@@ -83,7 +90,10 @@ class Store:
         mean_square = state.pop(_MEAN_SQUARE, None)
         if self._compensation is not None and mean_square is not None:
             self._compensation.restore(mean_square)
-        self.update.state = type(self.update.state)(**state)
+        if self.elastic is not None:
+            self.elastic.restore(state)
+        remembered = self.update.state
+        self.update.state = type(remembered)(**{name: state[name] for name in remembered._fields})
         if self._segment is not None:
             self._segment.sequence[0] = 2 * version
 
@@ -137,7 +147,7 @@ class Store:
         #: False if whoever reads θ in shared memory may take its time, see above.
         self.moves = by_timing or job.wire.keeps_back
         # With several servers, it is only known which contributions count when the others have them too.
-        apart = by_timing or train.is_robust or job.server.partitions > 1
+        apart = by_timing or train.is_robust or train.local_update == "elastic" or job.server.partitions > 1
         self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
@@ -170,6 +180,8 @@ class Store:
         """Update θ with the contributions, see `Update.apply`; with the norm given, those of `sum_up` before."""
         shards = [c.shard for c in contributions]
         chunks = self.incoming.take(shards) if whole_norm is None else []
+        if self.elastic is not None:
+            chunks = self.elastic.distances(chunks, contributions, self.theta)
         correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
         self.is_whole = False
         if self._segment is not None:
@@ -204,6 +216,15 @@ class Store:
             self._last = self._coded(last)
         message.work.offset = last
         return [*self._encoded, encode(message, self._last)]
+
+    def own_of(self, shard: int) -> list[bytes]:
+        """Return the messages that tell a worker where the shard is in elastic averaging."""
+        own = None if self.elastic is None else self.elastic.own(shard)
+        if own is None:
+            return [encode(pb.ServerMessage(own=pb.Own(shard=shard)))]
+        starts = range(0, own.size, self.chunk)
+        headers = (pb.ServerMessage(own=pb.Own(shard=shard, offset=start)) for start in starts)
+        return [encode(header, own[start : start + self.chunk]) for start, header in zip(starts, headers, strict=True)]
 
     def _encode(self, start: int) -> bytes:
         header = pb.ServerMessage(work=pb.Work(version=self.version, offset=start))

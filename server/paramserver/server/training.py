@@ -83,6 +83,7 @@ class TrainingService:
         finally:
             self._shell.leave(session, reason)
             writer.cancel()
+            session.end()
 
 
 async def _write(session: Session, context: Context) -> None:

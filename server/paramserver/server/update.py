@@ -87,14 +87,7 @@ class Update:
         for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it. With `whole_norm`,
         that of the gradient of which this is a part, it is the gradient of the last `sum_up` and `chunks` is empty.
         """
-        rate = learning_rate(self._job.optimizer, step, self._total_steps)
-        scale = 1.0 / sum(c.samples for c in contributions) if self._job.train.reduce == "mean" else 1.0
-        freshness = 1.0
-        if self._job.train.staleness_scaling:
-            freshness = 1.0 / (version - min(c.version for c in contributions))
-        # The state of ftrl holds terms of all steps at one learning rate, so there the gradient is scaled.
-        scales_gradient = self._job.optimizer.name == "ftrl"
-        info = StepInfo(version, rate if scales_gradient else rate * freshness)
+        info, scale, freshness = how(self._job, self._total_steps, version, step, contributions)
         if self._job.train.is_robust and whole_norm is None:
             whole = aggregate(self._job.train, chunks, [c.samples for c in contributions])
             chunks, scale = [[whole[place]] for place in self._places], 1.0
@@ -117,8 +110,7 @@ class Update:
                 self._update_by_tensor(theta, layerwise, whole, info)
                 return norm
             chunks, scale = [[whole[place]] for place in self._places], 1.0
-        if scales_gradient:
-            scale *= freshness
+        scale *= freshness
 
         def update_share(number: int) -> None:
             gradient, scratch = self._work[number]
@@ -193,6 +185,24 @@ class Update:
             for block in blocks:
                 part, state = theta[block], slice_state(self.state, block.start, block.stop)
                 self._optimizer.update(part, gradient[block], state, scaled, part, state, scratch)
+
+
+def how(
+    job: Job, total_steps: int, version: int, step: int, contributions: Sequence[Contribution]
+) -> tuple[StepInfo, float, float]:
+    """Return what the optimizer is told, what makes the sum of contributions the gradient, and a further factor for it.
+
+    That factor is 1 but for `ftrl`, whose state holds terms of all steps at one learning rate: there the gradient is
+    scaled by the staleness.
+    """
+    rate = learning_rate(job.optimizer, step, total_steps)
+    scale = 1.0 / sum(c.samples for c in contributions) if job.train.reduce == "mean" else 1.0
+    freshness = 1.0
+    if job.train.staleness_scaling:
+        freshness = 1.0 / (version - min(c.version for c in contributions))
+    if job.optimizer.name == "ftrl":
+        return StepInfo(version, rate), scale, freshness
+    return StepInfo(version, rate * freshness), scale, 1.0
 
 
 def _add_up(terms: Terms, scale: float, out: Array) -> None:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 from paramserver.wire.errors import DataError
-from paramserver.worker.data import open_source
+from paramserver.worker.data import builtin, open_source
 
 
 def test_linear_is_the_line_that_it_claims_to_be():
@@ -62,6 +62,7 @@ def test_unknown_names_are_explained(source, message):
 
 
 def test_missing_scikit_learn_is_explained(monkeypatch):
+    builtin._sklearn.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(DataError, match=r"pip install 'paramserver\[datasets\]'"):
         open_source("builtin:digits")

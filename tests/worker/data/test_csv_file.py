@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,3 +113,58 @@ def test_only_the_rows_asked_for_are_parsed(write):
     assert source.read(0, 2)[1].tolist() == [2, 4]
     with pytest.raises(DataError, match=":3:"):
         source.read(2, 3)
+
+
+def entries(x):
+    return [
+        dict(zip(x.indices[a:b].tolist(), x.data[a:b].tolist(), strict=True))
+        for a, b in zip(x.indptr[:-1], x.indptr[1:], strict=True)
+    ]
+
+
+def key(title, text):
+    digest = hashlib.blake2b(title.encode() + b"\0" + text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def test_columns_of_text_become_keys_and_numbers_keep_their_column(write):
+    path = write('city,hour,y,price\nGraz,"a, b",1,2.5\n Porto ,,0,-1\nGraz,x,1,0\n')
+    source = open_source(str(path), "y", hash=["hour", "city"])
+    x, y = source.read(0, 3)
+    assert y.tolist() == [1, 0, 1]
+    assert entries(x) == [
+        {key("hour", "a, b"): 1, key("city", "Graz"): 1, 3: 2.5},
+        {key("hour", ""): 1, key("city", "Porto"): 1, 3: -1},
+        {key("hour", "x"): 1, key("city", "Graz"): 1, 3: 0},
+    ]
+    again, _ = source.read(1, 2)
+    assert entries(again) == entries(x)[1:2]
+
+
+def test_without_a_header_columns_are_hashed_by_number(write):
+    source = open_source(str(write("u1,f1,3\nu2,f1,4\n")), "2", hash=["0", "1"])
+    x, y = source.read(0, 2)
+    assert y.tolist() == [3, 4]
+    assert entries(x)[0] == {key("0", "u1"): 1, key("1", "f1"): 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "hash", "message"),
+    [
+        ("a,b,y\nu,1,1\nv,w,1\n", ["a"], r"data.csv:3: column 1 \('b'\) is 'w'; a finite number"),
+        ("a,b,y\nu,1,1\nv,1\n", ["a"], "data.csv:3: 2 cells, 3 are expected"),
+        ('a,y\n"u,1\nv",1\n', ["a"], "data.csv:2"),
+        ("a,b,y\nu,1,1\n", ["aa"], "no label column 'aa', did you mean 'a'"),
+        ("a,b,y\nu,1,1\n", ["a", "a"], "column 'a', which is named twice"),
+        ("a,b,y\nu,1,1\n", ["y"], "column 'y', which is the label"),
+    ],
+)
+def test_wrong_text_columns_are_named(write, text, hash, message):
+    with pytest.raises(DataError, match=message):
+        open_source(str(write(text)), "y", hash=hash).read(0, 2 if "v" in text else 1)
+
+
+def test_only_csv_is_hashed(write):
+    for source in (write("1 2:3\n", "data.svm"), "builtin:linear", "module:function"):
+        with pytest.raises(DataError, match=r"data\.hash names columns of a csv file"):
+            open_source(str(source), hash=["a"])

@@ -95,6 +95,14 @@ def test_metrics_come_from_the_task_or_its_predictions_or_are_empty():
     assert metrics(SimpleNamespace(), PARAMS, BATCH) == {}
 
 
+def test_values_predicted_for_whole_number_labels_are_not_scored_as_classes():
+    assert BATCH.classes
+    regression = SimpleNamespace(predict=lambda _p, batch: batch.y + 0.5)
+    assert metrics(regression, PARAMS, BATCH)["rmse"] == pytest.approx(0.5)
+    exact = SimpleNamespace(predict=lambda _p, batch: batch.y)
+    assert metrics(exact, PARAMS, BATCH)["rmse"] == 0
+
+
 def test_wrong_metrics_and_predictions_are_refused():
     with pytest.raises(TaskError, match="a dict of numbers"):
         metrics(SimpleNamespace(metrics=lambda _p, _b: 3), PARAMS, BATCH)

@@ -7,7 +7,9 @@ versions, and workers in other languages, draw the same batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,17 +43,30 @@ class Batch:
         return np.asarray(np.maximum(self.y, 0), dtype=np.int64)
 
 
-def shard_range(rows: int, shards: int, shard: int) -> tuple[int, int]:
-    """Return (start, stop) of the rows that belong to a shard; sizes differ by at most one.
+def shard_range(rows: int, shards: int, shard: int, weights: Sequence[float] = ()) -> tuple[int, int]:
+    """Return (start, stop) of the rows that belong to a shard.
+
+    Sizes differ by at most one, or are proportional to `weights`, rounded so that they add up.
 
     Raises:
-        DataError: if there are more shards than rows, so that some shard would be empty.
+        DataError: if a shard would be empty.
     """
     if not 0 <= shard < shards:
         raise DataError(f"shard {shard} does not exist: the job has shards 0 to {shards - 1}")
     if shards > rows:
         raise DataError(f"{shards} shards are more than the {rows} rows of data: every shard needs a row")
-    return shard * rows // shards, (shard + 1) * rows // shards
+    if not weights:
+        return shard * rows // shards, (shard + 1) * rows // shards
+    # Exact, so that the rounding of one machine is that of another.
+    shares = [Fraction(weight) for weight in weights]
+    total, before = sum(shares), sum(shares[:shard])
+    start, stop = int(rows * before / total), int(rows * (before + shares[shard]) / total)
+    if start == stop:
+        raise DataError(
+            f"shard {shard} with weight {weights[shard]:g} of {float(total):g} gets none of the {rows} rows of data:"
+            " every shard needs a row"
+        )
+    return start, stop
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

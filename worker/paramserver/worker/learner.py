@@ -10,10 +10,19 @@ from paramserver.wire.errors import TaskError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
 from paramserver.wire.moments import Moments
+from paramserver.wire.tables import Keys, Table, check_job
 from paramserver.worker.batches import Batch
 from paramserver.worker.moments import Standardizer
 from paramserver.worker.shard import Shard, Survey
-from paramserver.worker.tasks import Task, initial_parameters, load_task, loss_and_gradient, takes_out
+from paramserver.worker.tasks import (
+    Task,
+    declared_tables,
+    initial_parameters,
+    load_task,
+    loss_and_gradient,
+    takes_out,
+)
+from paramserver.worker.tasks.tables import keys_of
 
 
 class Learner:
@@ -27,10 +36,15 @@ class Learner:
         self._base = base
         self._task: Task | None = None
         self._takes_out = False
+        self._tables: dict[str, Table] = {}
+        #: (shard, step) and batch of the keys asked for last, which the gradient is computed of next.
+        self._latest: tuple[tuple[int, int], Batch] | None = None
         self._shards: dict[int, Shard] = {}
         self._prepared = False
         self._classes = 0
         self._standardizer: Standardizer | None = None
+        #: Elastic averaging: where every shard is that was computed here last, or of which the server said it.
+        self.own: dict[int, dict[str, Array]] = {}
 
     @property
     def task(self) -> Task:
@@ -38,7 +52,26 @@ class Learner:
         if self._task is None:
             self._task = load_task(self.job.task.use, self.job.task.options, self._base)
             self._takes_out = takes_out(self._task)
+            self._tables = declared_tables(self._task)
+            if self._tables:
+                check_job(self.job)
         return self._task
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """The tables that the task declares."""
+        _ = self.task
+        return self._tables
+
+    def keys(self, shard: int, step: int) -> dict[str, Keys]:
+        """Return the keys of the rows that (shard, step) needs, by table.
+
+        Raises:
+            TaskError: if the task does not say them.
+        """
+        batch = self.batch(shard, step)
+        self._latest = (shard, step), batch
+        return keys_of(self.task, self._tables, batch)
 
     def prepare(self, classes: int, moments: Moments | None) -> None:
         """Take what the surveys of all shards say together; a new stream says it again."""
@@ -64,6 +97,8 @@ class Learner:
 
     def batch(self, shard: int, step: int) -> Batch:
         """Return the batch of (shard, step)."""
+        if self._latest is not None and self._latest[0] == (shard, step):
+            return self._latest[1]
         if shard not in self._shards:
             self._shards[shard] = Shard.open(self.job, shard, self._base)
             self._shards[shard].prepare(self._classes, self._standardizer)

@@ -14,7 +14,9 @@ from paramserver.wire.job import Job
 from paramserver.wire.moments import Moments
 from paramserver.worker.batches import Batch, BatchOrder, Features, shard_range
 from paramserver.worker.data import open_source
-from paramserver.worker.data.sparse import with_features
+from paramserver.worker.data.pick import all_labels, pick
+from paramserver.worker.data.sparse import HASHED_FEATURES, with_features
+from paramserver.worker.labelskew import deal_by_label
 from paramserver.worker.moments import Standardizer, moments
 
 #: Whole numbers up to here may be class numbers; larger ones are values, such as amounts or times.
@@ -26,6 +28,7 @@ class Survey:
     """What a shard knows of its data before training; the surveys of all shards make the job's."""
 
     rows: int
+    #: 0 where column numbers are hashes.
     features: int
     #: Classes seen in this shard, see `count_classes`. The job has 0 if any shard has 0, else the maximum.
     classes: int
@@ -55,13 +58,20 @@ class Shard:
 
     @classmethod
     def open(cls, job: Job, shard: int, base: Path | None = None) -> Shard:
-        """Read the rows of a shard and no others; relative paths of the job start at `base`.
+        """Read the rows of a shard; relative paths of the job start at `base`.
+
+        No other rows are read, but for their labels where the job deals rows by label.
 
         Raises:
-            DataError: if the source is missing or malformed, or has fewer rows than the job has shards.
+            DataError: if the source is missing or malformed, a shard would be empty, or the job deals rows by label
+                and the labels are no class numbers.
         """
-        source = open_source(job.data.source, job.data.label, base)
-        x, y = source.read(*shard_range(source.rows, job.data.shards, shard))
+        data = job.data
+        source = open_source(data.source, data.label, base, data.hash)
+        if data.label_skew is None:
+            x, y = source.read(*shard_range(source.rows, data.shards, shard, data.shard_weights))
+        else:
+            x, y = pick(source, _dealt_rows(job, shard, all_labels(source)))
         return cls(job, shard, x, y)
 
     def survey(self) -> Survey:
@@ -71,7 +81,8 @@ class Shard:
             DataError: if the job standardises and a feature is not finite.
         """
         own = moments(self._x) if self._standardize else None
-        return Survey(self.rows, self.features, self._own_classes, own)
+        features = 0 if self.features == HASHED_FEATURES else self.features
+        return Survey(self.rows, features, self._own_classes, own)
 
     def prepare(self, classes: int, standardizer: Standardizer | None = None) -> None:
         """Take what the surveys of all shards gave, once, before the first batch."""
@@ -96,6 +107,17 @@ class Shard:
         return _in_dtype(self._standardizer.apply(x) if self._standardizer else x, self._dtype)
 
 
+def _dealt_rows(job: Job, shard: int, labels: NDArray[Any]) -> NDArray[np.int64]:
+    data = job.data
+    assert data.label_skew is not None
+    if not count_classes(labels):
+        raise DataError(
+            f"data.label_skew = {data.label_skew:g} needs labels 0, 1, 2, … or -1/+1; {data.source} has others"
+        )
+    ranges = [shard_range(len(labels), data.shards, each, data.shard_weights) for each in range(data.shards)]
+    return deal_by_label(labels, [stop - start for start, stop in ranges], data.label_skew, job.train.seed)[shard]
+
+
 def open_test(
     job: Job, features: int, classes: int, standardizer: Standardizer | None = None, base: Path | None = None
 ) -> Batch:
@@ -107,7 +129,7 @@ def open_test(
     name = job.data.test
     if not name:
         raise DataError("the job has no data.test to evaluate on")
-    source = open_source(name, _test_label(job), base)
+    source = open_source(name, _test_label(job), base, job.data.hash)
     x, y = source.read(0, source.rows)
     if not isinstance(x, np.ndarray):
         x = with_features(x, features)

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -30,12 +30,14 @@ from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.moments import Moments
 from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import Segment
+from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.encoder import Encoder
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
 from paramserver.worker.partitions import Partitions, in_chunks, prove
+from paramserver.worker.rowexchange import RowExchange, Wanted, WorkGivenUp
 from paramserver.worker.stream import Stream
 from paramserver.worker.tasks.contract import check_finite
 
@@ -46,9 +48,6 @@ PROTOCOL = 1
 #: A step that took longer than this runs beside the event loop, so that heartbeats go on; a shorter one runs in it,
 #: which saves two thread switches.
 INLINE_S = 0.02
-
-#: Of this process, which a process id alone does not name: those of containers are all alike.
-_INSTANCE = int.from_bytes(os.urandom(8), "little") or 1
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +60,8 @@ class Identity:
     name: str
     accepts: tuple[int, ...] = ()
     pinned: tuple[int, ...] = ()
+    #: Chosen at random, since a process id alone names nobody: those of containers are all alike.
+    instance: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"))
 
     def join(self) -> pb.Join:
         """Return the first message of a stream."""
@@ -71,7 +72,7 @@ class Identity:
             pid=os.getpid(),
             accepts=self.accepts,
             pinned=self.pinned,
-            instance=_INSTANCE,
+            instance=self.instance,
         )
 
 
@@ -237,6 +238,11 @@ class Trainer:
         self._learner: Learner | None = None
         self._replica: Replica | None = None
         self._outgoing: Outgoing | None = None
+        #: Elastic averaging: the parameters of a shard that are coming in.
+        self._own: Array = np.empty(0)
+        #: The tables of the layout, and what exchanges their rows, once it is needed.
+        self._described: list[pb.Table] = []
+        self._rows: RowExchange | None = None
         #: None if contributions travel as they are.
         self._encoder: Encoder | None = None
         self._heartbeat_s = 0.0
@@ -259,7 +265,9 @@ class Trainer:
             ProtocolError: if the server breaks the contract.
         """
         self.joined = False
-        self._replica = self._outgoing = None
+        self._replica = self._outgoing = self._rows = None
+        if self._learner is not None:
+            self._learner.own.clear()
         self._pushed = {}
         self._partitions = Partitions(others)
         join = self._identity.join()
@@ -303,7 +311,13 @@ class Trainer:
             case "layout":
                 self._replica = Replica(message.layout, self._job, self._partitions)
                 self._outgoing = Outgoing(self._replica)
+                self._described, self._rows = list(message.layout.tables), None
                 self._encoder = self._new_encoder(self._replica.layout)
+            case "own":
+                self._take_own(message.own, payload)
+            case "rows":
+                # Of work that was given up since.
+                pass
             case "refusal":
                 refusal = message.refusal
                 if refusal.code != pb.Refusal.DUPLICATE:
@@ -313,7 +327,7 @@ class Trainer:
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
             case "ended":
                 log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
-                self._learner = self._replica = self._outgoing = None
+                self._learner = self._replica = self._outgoing = self._rows = None
                 self._job_id = ""
                 self._working.clear()
                 self._on_end()
@@ -353,6 +367,20 @@ class Trainer:
         if self._learner is not None:
             self._learner.prepare(census.classes, moments)
 
+    def _take_own(self, own: pb.Own, payload: memoryview) -> None:
+        """Take where a shard is in elastic averaging, chunk by chunk."""
+        if self._replica is None:
+            raise ProtocolError("the server sent a shard's parameters without a layout")
+        learner, layout = self._current_learner, self._replica.layout
+        if not payload.nbytes:
+            learner.own.pop(own.shard, None)
+            return
+        values = read_values(payload, layout.dtype, own.offset, layout.size)
+        if own.offset == 0:
+            self._own = np.empty(layout.size, layout.dtype)
+            learner.own[own.shard] = layout.views(self._own)
+        self._own[own.offset : own.offset + values.size] = values
+
     async def _take_work(self, stream: Stream, work: pb.Work, payload: memoryview) -> None:
         replica = self._replica
         if payload.nbytes:
@@ -382,6 +410,9 @@ class Trainer:
             if replica is not None and replica.fault:
                 raise TaskError(replica.fault)
             await self._carry_out(stream, work)
+        except WorkGivenUp as given_up:
+            if given_up.asks_again:
+                await stream.send(pb.WorkerMessage(pull=pb.PullWork(held=work.version)))
         except ParamserverError as error:
             log.error("%s", error)
             await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
@@ -425,13 +456,16 @@ class Trainer:
         self._partitions.lay_out(layout)
         first = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=layout.to_proto())
         await self._partitions.initialise(first, flat, self._chunk_bytes)
+        first.tables.extend(tables_to_proto(self._current_learner.tables))
         for start, chunk in in_chunks(self._partitions.own(flat), self._chunk_bytes):
             message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, offset=start) if start else first
             await stream.send(pb.WorkerMessage(initial=message), chunk)
 
     def _fit_one_message(self, work: pb.Work) -> bool:
         """Whether the contributions are several, soon computed and so small that each is not worth a message."""
-        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S or self._partitions:
+        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S:
+            return False
+        if self._described or self._partitions:
             return False
         if any(assignment.kind != pb.Assignment.GRADIENT for assignment in work.assignments):
             return False
@@ -486,9 +520,14 @@ class Trainer:
         if slot is not None:
             await self._partitions.announce(slot)
             await stream.send(pb.WorkerMessage(slot=slot))
-        gradient = await self._compute(
-            self._current_learner, replica.views, assignment.shard, assignment.step, place.views
-        )
+        learner, theta = self._current_learner, replica.views
+        exchange = self._exchange(stream, learner, replica.layout) if self._described or learner.tables else None
+        if exchange is not None:
+            keys = learner.keys(assignment.shard, assignment.step)
+            wanted = {name: Wanted.of(named) for name, named in keys.items()}
+            rows = await exchange.pull(assignment, wanted)
+            theta = theta | {name: wanted[name].spread(values) for name, values in rows.items()}
+        gradient = await self._compute(learner, theta, assignment.shard, assignment.step, place.views)
         pack(gradient.arrays, place.views, scale=gradient.samples)
         if not is_finite(place.flat):
             check_finite(place.views, f"shard {assignment.shard}, step {assignment.step}: ")
@@ -499,7 +538,20 @@ class Trainer:
             # There are no bytes to save in shared memory; the values are those that would have arrived.
             self._encoder.encode(place.flat, push.shard, push.step, in_place=True)
         self._pushed[push.shard] = (push.epoch, push.step)
+        if exchange is not None:
+            sums = {name: w.gather(gradient.arrays[name], gradient.samples) for name, w in wanted.items()}
+            check_finite(sums, f"shard {assignment.shard}, step {assignment.step}: ")
+            push.rows = await exchange.push(assignment, wanted, sums)
         return place.flat
+
+    def _exchange(self, stream: Stream, learner: Learner, layout: Layout) -> RowExchange:
+        """Return what pulls and pushes the rows of the job's tables."""
+        if self._rows is None:
+            tables = tables_from_proto(self._described, (tensor.name for tensor in layout.tensors))
+            if tables != learner.tables:
+                raise TaskError(f"the job began with the tables {tables}, the task here has {learner.tables}")
+            self._rows = RowExchange(stream, tables, layout.dtype, self._chunk_bytes, partial(self._take, stream))
+        return self._rows
 
     def _new_encoder(self, layout: Layout) -> Encoder | None:
         if self._job.wire.push == "full":

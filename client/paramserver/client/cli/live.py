@@ -63,6 +63,9 @@ def render(status: pb.StatusReply, steps_per_s: float = 0.0) -> RenderableType:
     if status.partitions:
         parts.append(_partitions(status))
     parts += _waits(status)
+    if status.table_rows:
+        rows = ", ".join(f"{name} {count:,}" for name, count in sorted(status.table_rows.items()))
+        parts.append(Text(f"rows of tables: {rows}"))
     if status.rejected:
         parts.append(Text(f"refused pushes: {_reasons(status.rejected)}", style="yellow"))
     for worker in [worker for worker in status.left if worker.rejected][:_MOST_WORKERS]:

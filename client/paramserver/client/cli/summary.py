@@ -14,7 +14,8 @@ def summary(status: pb.StatusReply) -> dict[str, Any]:
     `job` (its id, or None), `state`, `reason`, `mode`, `version`, `step` (the slowest shard's), `steps` (to make),
     `loss`, `seconds`, `samples`, `clock` (next step of each shard), `workers`, `left` (workers that went), `shards`,
     `waiting_for`, `staleness` (contributions applied, by versions between pull and push), `rejected` (pushes, by
-    reason), `bytes` and, of several servers, `partitions` (the coordinator first; else empty).
+    reason), `bytes`, `tables` (rows of each table) and, of several servers, `partitions` (the coordinator first; else
+    empty).
     """
     return {
         "job": status.job_id or None,
@@ -68,6 +69,7 @@ def summary(status: pb.StatusReply) -> dict[str, Any]:
         "staleness": {str(delay): count for delay, count in sorted(status.staleness.items())},
         "rejected": dict(sorted(status.rejected.items())),
         "bytes": {"received": status.bytes_received, "sent": status.bytes_sent},
+        "tables": dict(sorted(status.table_rows.items())),
         "partitions": [
             {
                 "partition": partition.partition,

@@ -11,7 +11,7 @@ from paramserver.client.cli.output import print_json, print_metrics, print_statu
 from paramserver.client.cli.progress import shown
 from paramserver.client.cli.summary import summary
 from paramserver.client.connection.client import Client
-from paramserver.wire.errors import JobFailed
+from paramserver.wire.errors import JobFailed, RequestError
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 Server = Annotated[str, typer.Option(metavar="ADDR", help="host:port or unix:PATH.")]
@@ -33,37 +33,39 @@ def register(app: typer.Typer) -> None:
 
 def log_(
     version: Annotated[int, typer.Option(help="Of θ; 1 and more.")],
-    run: Annotated[Path, typer.Option(metavar="DIR", help="A run directory, or a server's state directory.")],
-    recompute: Annotated[bool, typer.Option("--hash", help="Compute θ's hash again if it is not known.")] = False,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Ask this run directory, or a server's state directory.")
+    ] = None,
+    server: Server = _SERVER,
+    recompute: Annotated[
+        bool, typer.Option("--hash", help="With --run: compute θ's hash again if it is not known.")
+    ] = False,
+    timeout: Timeout = _TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:
     """Tell which contributions made a version of θ, and its hash."""
     from paramserver.client.verify import contributions, hash_of
 
-    update, theta_hash = contributions(run, version)
-    if recompute and not theta_hash:
-        theta_hash = hash_of(run, version)
+    if run is not None:
+        origin = contributions(run, version)
+        if recompute and not origin.theta_sha256:
+            origin = origin._replace(theta_sha256=hash_of(run, version))
+    else:
+        if recompute:
+            raise RequestError("--hash needs --run: a server does not compute its versions again")
+        with Client(server, timeout) as client:
+            origin = client.origin(version)
     if as_json:
-        rows = [
-            {
-                "shard": c.shard,
-                "step": c.step,
-                "worker": c.worker,
-                "samples": c.samples,
-                "loss": c.loss,
-                "computed_at": c.version,
-            }
-            for c in update.contributions
-        ]
-        print_json({"version": version, "theta_sha256": theta_hash or None, "contributions": rows})
+        rows = [contribution._asdict() for contribution in origin.contributions]
+        print_json({"version": version, "theta_sha256": origin.theta_sha256 or None, "contributions": rows})
         return
-    print(f"version {version}: {len(update.contributions)} contributions")
-    for c in update.contributions:
+    print(f"version {version}: {len(origin.contributions)} contributions")
+    for c in origin.contributions:
         print(
             f"  shard {c.shard}, step {c.step} by {c.worker}: {c.samples} samples, loss {c.loss:.6g}, "
-            f"computed at version {c.version}"
+            f"computed at version {c.computed_at}"
         )
-    print(f"θ sha256 {theta_hash or 'not known; --hash computes it'}")
+    print(f"θ sha256 {origin.theta_sha256 or 'not known; --run DIR --hash computes it'}")
 
 
 def verify(

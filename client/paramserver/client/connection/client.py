@@ -13,10 +13,12 @@ import numpy as np
 
 from paramserver.client.connection.address import check_address
 from paramserver.client.connection.calls import CHANNEL_OPTIONS, Patience, persist, replies
+from paramserver.client.connection.tables import PulledTables
 from paramserver.client.evaluate import evaluate, open_test
 from paramserver.wire.errors import JobFailed, NotReady, ProtocolError, RequestError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, read_values
+from paramserver.wire.tables import tables_from_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1.paramserver_pb2_grpc import ControlStub
 
@@ -43,6 +45,28 @@ class Update(NamedTuple):
 
     status: pb.StatusReply
     points: list[Point]
+
+
+class AppliedContribution(NamedTuple):
+    """A contribution of an update of θ."""
+
+    shard: int
+    step: int
+    worker: str
+    samples: int
+    #: Mean over the samples.
+    loss: float
+    #: The version of θ that the gradient was computed at.
+    computed_at: int
+
+
+class Origin(NamedTuple):
+    """Where a version of θ comes from."""
+
+    version: int
+    contributions: list[AppliedContribution]
+    #: Empty if it is not known.
+    theta_sha256: str
 
 
 class Checkpoint(NamedTuple):
@@ -151,6 +175,8 @@ class Client:
     def pull(self) -> tuple[dict[str, Array], int]:
         """Return the parameters by name, and their version.
 
+        A table `t` stands there as `t.keys`, int64, rising, shape (n,), and `t.rows`, shape (n, dim).
+
         Raises:
             NotReady: if they are not initialised yet.
             ProtocolError: if what comes is not whole.
@@ -210,6 +236,20 @@ class Client:
         reply = self._call(self._control.Snapshot, pb.SnapshotRequest())
         return Checkpoint(reply.version, reply.theta_sha256, reply.file)
 
+    def origin(self, version: int) -> Origin:
+        """Return which contributions made a version of θ.
+
+        Raises:
+            NotReady: if no job was submitted.
+            RequestError: if it is not known.
+        """
+        reply = self._call(self._control.Provenance, pb.ProvenanceRequest(version=version))
+        made = [
+            AppliedContribution(c.shard, c.step, c.worker, c.samples, c.loss, c.computed_at)
+            for c in reply.contributions
+        ]
+        return Origin(version, made, reply.theta_sha256)
+
     def stop(self, reason: str = "stopped by a client") -> int:
         """End the running job and return the version of its parameters, which stay readable.
 
@@ -226,6 +266,7 @@ class Client:
 
     def _pull_once(self, patience: Patience) -> tuple[dict[str, Array], int]:
         layout, version, flat, filled = None, 0, np.empty(0), 0
+        tables: PulledTables | None = None
         for reply in replies(self._control.Pull(pb.PullRequest()), patience.left_s):
             patience.reset()
             if layout is None:
@@ -233,6 +274,12 @@ class Client:
                     raise ProtocolError(f"parameters have dtype {reply.dtype!r}, allowed are float32 and float64")
                 layout, version = Layout.from_proto(reply.layout.tensors, reply.dtype), reply.version
                 flat = np.empty(layout.size, layout.dtype)
+                described = tables_from_proto(reply.layout.tables, (tensor.name for tensor in layout.tensors))
+                tables = PulledTables(described, layout.dtype)
+            if reply.HasField("rows"):
+                assert tables is not None
+                tables.take(reply.rows, memoryview(reply.payload))
+                continue
             if reply.offset != filled:
                 raise ProtocolError(f"a chunk of the parameters starts at {reply.offset}, expected {filled}")
             values = read_values(memoryview(reply.payload), layout.dtype, filled, layout.size)
@@ -240,7 +287,8 @@ class Client:
             filled += values.size
         if layout is None or filled != layout.size:
             raise ProtocolError(f"the parameters end after {filled} of {layout.size if layout else 'unknown'} values")
-        return layout.views(flat), version
+        assert tables is not None
+        return layout.views(flat) | tables.tensors(), version
 
 
 def _point(point: pb.Point) -> Point:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "pushes", "payload")
+    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "pushes", "pull_rows", "push_rows", "filler", "payload")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     SURVEY_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,9 @@ class WorkerMessage(_message.Message):
     SHARE_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     PUSHES_FIELD_NUMBER: _ClassVar[int]
+    PULL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PUSH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    FILLER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     join: Join
     pull: PullWork
@@ -31,11 +34,14 @@ class WorkerMessage(_message.Message):
     share: Share
     slot: Slot
     pushes: Pushes
+    pull_rows: PullRows
+    push_rows: PushRows
+    filler: bytes
     payload: bytes
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., pull_rows: _Optional[_Union[PullRows, _Mapping]] = ..., push_rows: _Optional[_Union[PushRows, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "payload")
+    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "filler", "payload")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     CENSUS_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +49,9 @@ class ServerMessage(_message.Message):
     WORK_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    FILLER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     job: JobStarted
@@ -51,8 +60,11 @@ class ServerMessage(_message.Message):
     work: Work
     refusal: Refusal
     ended: JobEnded
+    rows: Rows
+    own: Own
+    filler: bytes
     payload: bytes
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "instance", "partition", "partitions")
@@ -131,14 +143,26 @@ class Census(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., features: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Layout(_message.Message):
-    __slots__ = ("tensors", "theta", "moves")
+    __slots__ = ("tensors", "theta", "moves", "tables")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     THETA_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     theta: SharedMemory
     moves: bool
-    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., theta: _Optional[_Union[SharedMemory, _Mapping]] = ..., moves: bool = ...) -> None: ...
+    tables: _containers.RepeatedCompositeFieldContainer[Table]
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., theta: _Optional[_Union[SharedMemory, _Mapping]] = ..., moves: bool = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ...) -> None: ...
+
+class Table(_message.Message):
+    __slots__ = ("name", "dim", "scale")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dim: int
+    scale: float
+    def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape")
@@ -173,6 +197,14 @@ class Work(_message.Message):
     assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
     heartbeat_s: float
     def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
+
+class Own(_message.Message):
+    __slots__ = ("shard", "offset")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    offset: int
+    def __init__(self, shard: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
     __slots__ = ("kind", "shard", "epoch", "step")
@@ -209,19 +241,21 @@ class Survey(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., rows: _Optional[int] = ..., features: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Initial(_message.Message):
-    __slots__ = ("shard", "epoch", "tensors", "offset")
+    __slots__ = ("shard", "epoch", "tensors", "offset", "tables")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     offset: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., offset: _Optional[int] = ...) -> None: ...
+    tables: _containers.RepeatedCompositeFieldContainer[Table]
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., offset: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared")
+    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared", "rows")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +265,7 @@ class Push(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     step: int
@@ -240,7 +275,44 @@ class Push(_message.Message):
     offset: int
     pull: bool
     shared: bool
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ...) -> None: ...
+    rows: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ..., rows: _Optional[int] = ...) -> None: ...
+
+class PullRows(_message.Message):
+    __slots__ = ("shard", "epoch", "step", "table", "number")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    step: int
+    table: int
+    number: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+
+class Rows(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class PushRows(_message.Message):
+    __slots__ = ("shard", "epoch", "step", "table", "count", "offset")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    step: int
+    table: int
+    count: int
+    offset: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., table: _Optional[int] = ..., count: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Pushes(_message.Message):
     __slots__ = ("pushes",)
@@ -321,7 +393,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments", "durability", "left", "partitions")
+    __slots__ = ("job_id", "job_json", "state", "reason", "version", "clock", "total_steps", "workers", "shards", "waiting_for", "staleness", "rejected", "bytes_received", "bytes_sent", "loss", "seconds", "samples", "census", "moments", "durability", "left", "table_rows", "partitions")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +402,13 @@ class StatusReply(_message.Message):
         value: int
         def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
     class RejectedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class TableRowsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -357,6 +436,7 @@ class StatusReply(_message.Message):
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    TABLE_ROWS_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
@@ -379,8 +459,9 @@ class StatusReply(_message.Message):
     moments: bytes
     durability: str
     left: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    table_rows: _containers.ScalarMap[str, int]
     partitions: _containers.RepeatedCompositeFieldContainer[PartitionStatus]
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ..., durability: _Optional[str] = ..., left: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., partitions: _Optional[_Iterable[_Union[PartitionStatus, _Mapping]]] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., clock: _Optional[_Iterable[int]] = ..., total_steps: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., rejected: _Optional[_Mapping[str, int]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., samples: _Optional[int] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., moments: _Optional[bytes] = ..., durability: _Optional[str] = ..., left: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., table_rows: _Optional[_Mapping[str, int]] = ..., partitions: _Optional[_Iterable[_Union[PartitionStatus, _Mapping]]] = ...) -> None: ...
 
 class PartitionStatus(_message.Message):
     __slots__ = ("partition", "address", "state", "version", "start", "elements", "bytes_received", "bytes_sent")
@@ -500,20 +581,32 @@ class PullRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class PullReply(_message.Message):
-    __slots__ = ("job_id", "layout", "dtype", "version", "offset", "payload")
+    __slots__ = ("job_id", "layout", "dtype", "version", "offset", "rows", "payload")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     layout: Layout
     dtype: str
     version: int
     offset: int
+    rows: TableChunk
     payload: bytes
-    def __init__(self, job_id: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[str] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., dtype: _Optional[str] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., rows: _Optional[_Union[TableChunk, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class TableChunk(_message.Message):
+    __slots__ = ("table", "count", "total")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    table: int
+    count: int
+    total: int
+    def __init__(self, table: _Optional[int] = ..., count: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("reason",)
@@ -560,6 +653,36 @@ class SnapshotReply(_message.Message):
     theta_sha256: str
     file: str
     def __init__(self, version: _Optional[int] = ..., theta_sha256: _Optional[str] = ..., file: _Optional[str] = ...) -> None: ...
+
+class ProvenanceRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class ProvenanceReply(_message.Message):
+    __slots__ = ("contributions", "theta_sha256")
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    THETA_SHA256_FIELD_NUMBER: _ClassVar[int]
+    contributions: _containers.RepeatedCompositeFieldContainer[AppliedContribution]
+    theta_sha256: str
+    def __init__(self, contributions: _Optional[_Iterable[_Union[AppliedContribution, _Mapping]]] = ..., theta_sha256: _Optional[str] = ...) -> None: ...
+
+class AppliedContribution(_message.Message):
+    __slots__ = ("shard", "step", "worker", "samples", "loss", "computed_at")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_AT_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    step: int
+    worker: str
+    samples: int
+    loss: float
+    computed_at: int
+    def __init__(self, shard: _Optional[int] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., computed_at: _Optional[int] = ...) -> None: ...
 
 class Order(_message.Message):
     __slots__ = ("lead", "begin", "prepare", "apply", "restage", "save", "capture", "over", "sum_up")

@@ -147,6 +147,11 @@ class ControlStub(object):
                 request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotReply.FromString,
                 _registered_method=True)
+        self.Provenance = channel.unary_unary(
+                '/paramserver.wire.v1.Control/Provenance',
+                request_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ProvenanceRequest.SerializeToString,
+                response_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ProvenanceReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer(object):
@@ -206,6 +211,14 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Provenance(self, request, context):
+        """Tells which contributions made a version of the parameters. NOT_FOUND: no job was submitted. INVALID_ARGUMENT: it is
+        not known, since the server keeps nothing of the job or the version is not one that was made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -243,6 +256,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Snapshot,
                     request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotRequest.FromString,
                     response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotReply.SerializeToString,
+            ),
+            'Provenance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Provenance,
+                    request_deserializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ProvenanceRequest.FromString,
+                    response_serializer=paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ProvenanceReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -435,6 +453,33 @@ class Control(object):
             '/paramserver.wire.v1.Control/Snapshot',
             paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotRequest.SerializeToString,
             paramserver_dot_wire_dot_v1_dot_paramserver__pb2.SnapshotReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Provenance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paramserver.wire.v1.Control/Provenance',
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ProvenanceRequest.SerializeToString,
+            paramserver_dot_wire_dot_v1_dot_paramserver__pb2.ProvenanceReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ def open_builtin(source: str) -> ArraySource:
     return ArraySource(source, x, y)
 
 
+@lru_cache
 def _sklearn(name: str) -> Arrays:
     try:
         from sklearn import datasets
@@ -77,4 +79,6 @@ def _sklearn(name: str) -> Arrays:
             f"'builtin:{name}' needs scikit-learn, which is missing: pip install 'paramserver[datasets]'"
         ) from None
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    # All shards of a process share them.
+    x.flags.writeable = y.flags.writeable = False
     return x, y

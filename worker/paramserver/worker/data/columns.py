@@ -41,6 +41,27 @@ def label_column(name: str, label: str, count: int, header: Sequence[str] = ()) 
     return column % count
 
 
+def hashed_columns(name: str, hash: Sequence[str], count: int, label: int, header: Sequence[str]) -> dict[int, str]:
+    """Return the titles of the columns to hash by their positions, in the order in which `hash` names them.
+
+    A title is what `hash` says: a header name or, without a header, a number.
+
+    Raises:
+        DataError: if a name is no column, or the label's.
+    """
+    found = {}
+    for title in hash:
+        column = label_column(name, title, count, header)
+        if column == label or column in found:
+            raise DataError(f"{name}: data.hash names column {title!r}, which is {_other_use(column, label)}")
+        found[column] = title
+    return found
+
+
+def _other_use(column: int, label: int) -> str:
+    return "the label" if column == label else "named twice"
+
+
 def without_column(table: NDArray[Any], column: int) -> NDArray[Any]:
     """Return the table without one column: a view where the column is the first or the last, else a copy."""
     if column == 0:

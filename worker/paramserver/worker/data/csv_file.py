@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from paramserver.wire.errors import DataError
 from paramserver.worker.batches import Features
-from paramserver.worker.data.columns import label_column, without_column
+from paramserver.worker.data.columns import hashed_columns, label_column, without_column
 from paramserver.worker.data.lines import Lines
+from paramserver.worker.data.sparse import HASHED_FEATURES, csr, hashed
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -24,21 +26,28 @@ class CsvSource:
     The first line is a header if none of its cells is a number, and a row if all are. If some are, it is a
     header when the label names one of its cells, and refused otherwise: a typing error must not hide a row.
 
+    The columns that `hash` names may hold any text. x is then csr: first their hashes, each with the value 1, and then
+    the other columns, under their numbers in the file. The first line is a header if `hash` or the label names a cell.
+
     Raises:
         DataError: with file and line, if a cell is no finite number or a row has another number of cells.
     """
 
-    def __init__(self, path: Path, label: str) -> None:
+    def __init__(self, path: Path, label: str, hash: Sequence[str] = ()) -> None:
         self._lines = Lines(path)
         self._delimiter = ","
         first = self._text(0).removeprefix(BYTE_ORDER_MARK)
         self._delimiter = max(",;\t", key=first.count)
         cells = self._cells(first)
-        self._skipped = int(self._is_header(cells, label))
+        self._skipped = int(bool({*hash, label} & {*cells}) if hash else self._is_header(cells, label))
         self._columns = len(cells)
-        self._label = label_column(str(path), label, self._columns, cells if self._skipped else ())
+        header = cells if self._skipped else ()
+        self._label = label_column(str(path), label, self._columns, header)
+        #: Titles of the hashed columns, by number in the order of `hash`.
+        self._hashed = hashed_columns(str(path), hash, self._columns, self._label, header)
+        self._numeric = [column for column in range(self._columns) if column not in self._hashed]
         self.rows = len(self._lines) - self._skipped
-        self.features = self._columns - 1
+        self.features = HASHED_FEATURES if hash else self._columns - 1
         if not self.rows:
             raise DataError(f"{path}: there is a header but no row")
 
@@ -49,12 +58,29 @@ class CsvSource:
         try:
             text = [line.decode() for line in lines]
             text[0] = text[0].removeprefix(BYTE_ORDER_MARK)
-            table = np.loadtxt(text, delimiter=self._delimiter, comments=None, quotechar='"', ndmin=2)
+            columns = self._numeric if self._hashed else None
+            table = np.loadtxt(text, delimiter=self._delimiter, comments=None, quotechar='"', ndmin=2, usecols=columns)
         except ValueError as error:
             raise self._explain(first, last, str(error)) from None
-        if table.shape != (len(lines), self._columns) or not np.isfinite(table).all():
+        if table.shape != (len(lines), len(self._numeric)) or not np.isfinite(table).all():
             raise self._explain(first, last, f"{table.shape[1]} cells in a row, {self._columns} are expected")
+        if self._hashed:
+            return self._with_hashes(first, last, text, table)
         return without_column(table, self._label), table[:, self._label]
+
+    def _with_hashes(
+        self, first: int, last: int, text: list[str], table: NDArray[Any]
+    ) -> tuple[Features, NDArray[Any]]:
+        rows = list(csv.reader(text, delimiter=self._delimiter))
+        if any(len(row) != self._columns for row in rows) or len(rows) != len(text):
+            raise self._explain(first, last, "a cell goes on in the next line")
+        keys = [hashed(title, [row[column].strip() for row in rows]) for column, title in self._hashed.items()]
+        label = self._numeric.index(self._label)
+        numbers = [column for column in self._numeric if column != self._label]
+        indices = np.column_stack([*keys, np.tile(np.array(numbers, np.int64), (len(rows), 1))])
+        values = np.column_stack([np.ones((len(rows), len(keys))), np.delete(table, label, axis=1)])
+        starts = np.arange(len(rows) + 1, dtype=np.int64) * indices.shape[1]
+        return csr(values.ravel(), indices.ravel(), starts, HASHED_FEATURES), table[:, label]
 
     def _text(self, index: int) -> str:
         try:
@@ -81,7 +107,7 @@ class CsvSource:
             if len(cells) != self._columns:
                 return DataError(f"{self._lines.place(index)}: {len(cells)} cells, {self._columns} are expected")
             for column, cell in enumerate(cells):
-                if not _is_number(cell):
+                if column not in self._hashed and not _is_number(cell):
                     title = f"column {column}"
                     if self._skipped:
                         title += f" ({self._cells(self._text(0).removeprefix(BYTE_ORDER_MARK))[column]!r})"

@@ -53,7 +53,11 @@ class IdxSource:
         x = self._images.read(start, stop).reshape(stop - start, self.features)
         if x.dtype == np.uint8:
             x = x.astype(np.float32) / np.float32(255)
-        return x, self._labels.read(start, stop)
+        return x, self.labels(start, stop)
+
+    def labels(self, start: int, stop: int) -> NDArray[Any]:
+        """Read the labels of these rows, and no images."""
+        return self._labels.read(start, stop)
 
 
 class IdxFile:

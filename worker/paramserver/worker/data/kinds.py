@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from paramserver.wire.errors import DataError
@@ -36,30 +37,43 @@ OPENINGS = (
 OPENING_BYTES = 4096
 
 
-def open_source(source: str, label: str = "", base: Path | None = None) -> Source:
+def open_source(
+    source: str,
+    label: str = "",
+    base: Path | None = None,
+    hash: Sequence[str] = (),
+) -> Source:
     """Open `builtin:NAME`, `module:function`, `file.py:function` or a file.
 
     Relative paths start at `base` (default: the working directory). What `label` means depends on the kind:
-    a column of a table, an array of a .npz file, or a file of labels.
+    a column of a table, an array of a .npz file, or a file of labels. `hash` names the columns of a csv file that hold
+    text, see `CsvSource`.
 
     Raises:
         DataError: if there is no such source, or it is malformed.
     """
+    if hash and source.startswith("builtin:"):
+        raise _cannot_hash(source)
     if source.startswith("builtin:"):
         return open_builtin(source)
     path = (base or Path()) / source
     if not path.is_file():
         if ":" in source:
+            if hash:
+                raise _cannot_hash(source)
             return open_function(source, base)
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such data file'}")
     try:
-        return _open_file(path, label, base)
+        return _open_file(path, label, base, hash)
     except PermissionError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _open_file(path: Path, label: str, base: Path | None) -> Source:
-    match SUFFIXES.get(path.suffix.lower()) or _kind_of_content(path):
+def _open_file(path: Path, label: str, base: Path | None, hash: Sequence[str]) -> Source:
+    kind = SUFFIXES.get(path.suffix.lower()) or _kind_of_content(path)
+    if hash and kind != "csv":
+        raise _cannot_hash(str(path))
+    match kind:
         case "npy":
             return open_npy(path, label, base)
         case "npz":
@@ -71,7 +85,11 @@ def _open_file(path: Path, label: str, base: Path | None) -> Source:
         case "svmlight":
             return SvmlightSource(path)
         case _:
-            return CsvSource(path, label)
+            return CsvSource(path, label, hash)
+
+
+def _cannot_hash(source: str) -> DataError:
+    return DataError(f"{source}: data.hash names columns of a csv file, and this is none")
 
 
 def _kind_of_content(path: Path) -> str:

@@ -41,6 +41,14 @@ class ArraySource:
         """Return views of these rows."""
         return self._x[start:stop], self._y[start:stop]
 
+    def labels(self, start: int, stop: int) -> NDArray[Any]:
+        """Return a view of the labels of these rows."""
+        return self._y[start:stop]
+
+    def pick(self, rows: NDArray[np.int64]) -> tuple[Features, NDArray[Any]]:
+        """Return copies of any rows."""
+        return self._x[rows], self._y[rows]
+
 
 def checked(name: str, x: Features, y: NDArray[Any]) -> tuple[Features, NDArray[Any]]:
     """Return x as (rows, features) and y as (rows,), after flattening further axes.

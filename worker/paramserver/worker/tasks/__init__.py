@@ -2,5 +2,15 @@
 
 from paramserver.worker.tasks.contract import Task, initial_parameters, loss_and_gradient, metrics, takes_out
 from paramserver.worker.tasks.loading import load_task
+from paramserver.worker.tasks.tables import declared_tables, with_rows
 
-__all__ = ["Task", "initial_parameters", "load_task", "loss_and_gradient", "metrics", "takes_out"]
+__all__ = [
+    "Task",
+    "declared_tables",
+    "initial_parameters",
+    "load_task",
+    "loss_and_gradient",
+    "metrics",
+    "takes_out",
+    "with_rows",
+]

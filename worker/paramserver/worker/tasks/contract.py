@@ -21,9 +21,10 @@ Params: TypeAlias = dict[str, NDArray[Any]]
 class Task(Protocol):
     """A model: parameters to begin with, and the loss and gradient at any parameters.
 
-    A task may also have `predict(params, batch)`, which returns class numbers or values, shape (n,), and
-    `metrics(params, batch)`, which returns numbers by name. It holds no state that a step changes: two
-    workers must compute the same from the same parameters and batch.
+    A task may also have `predict(params, batch)`, which returns class numbers (integers) or values (floats),
+    shape (n,), and `metrics(params, batch)`, which returns numbers by name. A task with tables also has
+    `tables()` and `keys(batch)`, see `tasks.tables`. It holds no state that a step changes: two workers must
+    compute the same from the same parameters and batch.
     """
 
     def init(self, rng: np.random.Generator, batch: Batch) -> Params:
@@ -39,14 +40,14 @@ def initial_parameters(task: Task, rng: np.random.Generator, batch: Batch) -> Pa
     Raises:
         TaskError: if `init` fails or returns anything but finite real arrays by name.
     """
-    params = _call(task, "init", rng, batch)
+    params = call(task, "init", rng, batch)
     if not isinstance(params, dict) or not params:
-        raise TaskError(f"init returned {_describe(params)}; a dict of at least one array is expected")
+        raise TaskError(f"init returned {describe(params)}; a dict of at least one array is expected")
     for name, value in params.items():
         if not isinstance(name, str) or not name:
             raise TaskError(f"init returned a tensor named {name!r}; a non-empty string is expected")
         if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "iuf":
-            raise TaskError(f"init returned {_describe(value)} as {name!r}; an array of real numbers is expected")
+            raise TaskError(f"init returned {describe(value)} as {name!r}; an array of real numbers is expected")
         if not is_finite(np.asarray(value)):
             raise TaskError(f"init returned NaN or infinity in {name!r}")
     return {name: np.array(value, dtype=batch.y.dtype, order="C") for name, value in params.items()}
@@ -69,9 +70,9 @@ def loss_and_gradient(task: Task, params: Params, batch: Batch, out: Params | No
         TaskError: if `loss_and_grad` fails, or what it returned breaks the contract.
     """
     given = (params, batch) if out is None else (params, batch, out)
-    result = _call(task, "loss_and_grad", *given)
+    result = call(task, "loss_and_grad", *given)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise TaskError(f"loss_and_grad returned {_describe(result)}; a pair (loss, gradient) is expected")
+        raise TaskError(f"loss_and_grad returned {describe(result)}; a pair (loss, gradient) is expected")
     loss, grad = result
     check_form(params, grad, loss)
     return float(loss), grad
@@ -104,7 +105,7 @@ def check_form(params: Params, grad: Any, loss: Any) -> None:
         TaskError: naming the tensor, if its name, shape or dtype is no parameter's, or if the loss is no finite number.
     """
     if not isinstance(grad, dict):
-        raise TaskError(f"the gradient is {_describe(grad)}; a dict of arrays is expected")
+        raise TaskError(f"the gradient is {describe(grad)}; a dict of arrays is expected")
     for name in grad:
         if name not in params:
             hint = nearest(str(name), params) or "."
@@ -116,34 +117,38 @@ def check_form(params: Params, grad: Any, loss: Any) -> None:
     try:
         value = float(loss)
     except (TypeError, ValueError):
-        raise TaskError(f"the loss is {_describe(loss)}; a number is expected") from None
+        raise TaskError(f"the loss is {describe(loss)}; a number is expected") from None
     if not math.isfinite(value):
         raise TaskError(f"the loss is {value}; a finite number is expected")
 
 
 def metrics(task: Task, params: Params, batch: Batch) -> dict[str, float]:
-    """Return the task's own metrics, or else scores of its predictions (accuracy; rmse and r2), or else {}.
+    """Return the task's own metrics, or else scores of its predictions, or else {}.
+
+    Integers predicted for class labels are scored by their accuracy, everything else by rmse and r2.
 
     Raises:
         TaskError: if the task's `metrics` or `predict` fails or returns something else.
     """
     if hasattr(task, "metrics"):
-        found = _call(task, "metrics", params, batch)
+        found = call(task, "metrics", params, batch)
         try:
             return {str(name): float(value) for name, value in found.items()}
         except (AttributeError, TypeError, ValueError):
-            raise TaskError(f"metrics returned {_describe(found)}; a dict of numbers is expected") from None
+            raise TaskError(f"metrics returned {describe(found)}; a dict of numbers is expected") from None
     if hasattr(task, "predict"):
-        predicted = np.asarray(_call(task, "predict", params, batch))
+        predicted = np.asarray(call(task, "predict", params, batch))
         if predicted.shape != batch.y.shape:
             raise TaskError(f"predict returned shape {predicted.shape}; {batch.y.shape} is expected")
-        return accuracy(predicted, batch) if batch.classes else regression(predicted, batch)
+        # Whole-number labels may be classes or values; the predictions say which the task takes them for.
+        classifies = batch.classes > 0 and predicted.dtype.kind in "biu"
+        return accuracy(predicted, batch) if classifies else regression(predicted, batch)
     return {}
 
 
 def _check_tensor(name: str, value: Any, param: NDArray[Any]) -> None:
     if not isinstance(value, np.ndarray | np.generic):
-        raise TaskError(f"gradient {name!r} is {_describe(value)}; an array is expected")
+        raise TaskError(f"gradient {name!r} is {describe(value)}; an array is expected")
     if value.shape != param.shape:
         raise TaskError(f"gradient {name!r} has shape {value.shape}; the parameter has {param.shape}")
     if value.dtype != param.dtype:
@@ -151,7 +156,12 @@ def _check_tensor(name: str, value: Any, param: NDArray[Any]) -> None:
         raise TaskError(f"gradient {name!r} is {value.dtype}; the parameter is {param.dtype}{why}")
 
 
-def _call(task: Task, method: str, *arguments: Any) -> Any:
+def call(task: Task, method: str, *arguments: Any) -> Any:
+    """Call a method of a task.
+
+    Raises:
+        TaskError: if it fails, with what it raised.
+    """
     try:
         return getattr(task, method)(*arguments)
     except ParamserverError:
@@ -160,7 +170,8 @@ def _call(task: Task, method: str, *arguments: Any) -> Any:
         raise TaskError(f"{type(task).__name__}.{method} raised {type(error).__name__}: {error}") from error
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Say what a task returned, for messages."""
     if isinstance(value, np.ndarray | np.generic):
         return f"a {value.dtype} array of shape {value.shape}"
     text = repr(value)

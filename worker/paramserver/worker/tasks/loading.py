@@ -10,14 +10,19 @@ from typing import Any, cast
 from paramserver.wire.errors import RequestError, TaskError, nearest
 from paramserver.worker.objects import load_object
 from paramserver.worker.tasks.contract import Task
+from paramserver.worker.tasks.factorization import MatrixFactorization
 from paramserver.worker.tasks.linear import LinearRegression, LogisticRegression, SoftmaxRegression
 from paramserver.worker.tasks.mlp import Mlp
+from paramserver.worker.tasks.sparse import FactorizationMachine, SparseLogisticRegression
 
 BUILT_IN: dict[str, Callable[..., Task]] = {
     "linear_regression": LinearRegression,
     "logistic_regression": LogisticRegression,
     "softmax_regression": SoftmaxRegression,
     "mlp": Mlp,
+    "sparse_logistic_regression": SparseLogisticRegression,
+    "factorization_machine": FactorizationMachine,
+    "matrix_factorization": MatrixFactorization,
 }
 
 

@@ -33,3 +33,18 @@ def penalise(l2: float, w: NDArray[Any], grad: NDArray[Any]) -> float:
         return 0.0
     grad += 2 * l2 * w
     return l2 * float(np.sum(np.square(w), dtype=np.float64))
+
+
+def log_loss(scores: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+    """Return the mean log loss of scores, shape (n,), for labels above 0 or not, and its gradient by the scores."""
+    sign = np.where(y > 0, -1, 1).astype(scores.dtype)
+    signed = scores * sign
+    # The loss log(1 + e^s) has the derivative e^s / (1 + e^s): neither overflows here.
+    losses = np.logaddexp(0, signed)
+    return float(np.mean(losses, dtype=np.float64)), sign * np.exp(signed - losses) / len(scores)
+
+
+def squared_loss(scores: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+    """Return the mean squared error of scores, shape (n,), and its gradient by the scores."""
+    residual = scores - y
+    return float(np.mean(np.square(residual), dtype=np.float64)), residual * (2 / len(scores))

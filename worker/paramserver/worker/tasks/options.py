@@ -19,6 +19,16 @@ def check_l2(l2: Any) -> None:
         raise TaskError(f"option 'l2' is {l2!r}; a finite number of 0 or more is expected")
 
 
+def check_scale(scale: Any) -> None:
+    """Refuse a bound of random numbers that is no number above 0.
+
+    Raises:
+        TaskError: naming the value.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise TaskError(f"option 'scale' is {scale!r}; a finite number above 0 is expected")
+
+
 def check_count(option: str, value: Any, least: int) -> None:
     """Refuse an option that is no whole number of at least `least`.
 
