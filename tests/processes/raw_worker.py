@@ -26,6 +26,8 @@ class RawWorker:
         self._call = self._channel.stream_stream(METHOD)(iter(self._outgoing.get, None), timeout=DEADLINE_S)
         self.theta: dict[int, bytes] = {}
         self.chunk_bytes = 0
+        #: Of the job that the server told of last; the first pull for it has to name it.
+        self.job_id = ""
         if join is None:
             self.send(join=pb.Join(protocol=1, worker=name))
             self.chunk_bytes = self.expect("welcome").welcome.chunk_bytes
@@ -38,10 +40,16 @@ class RawWorker:
 
     def messages(self) -> Iterator[pb.ServerMessage]:
         for data in self._call:
-            yield pb.ServerMessage.FromString(data)
+            yield self._read(data)
 
     def receive(self) -> pb.ServerMessage:
-        return pb.ServerMessage.FromString(next(self._call))
+        return self._read(next(self._call))
+
+    def _read(self, data: bytes) -> pb.ServerMessage:
+        message = pb.ServerMessage.FromString(data)
+        if message.HasField("job"):
+            self.job_id = message.job.job_id
+        return message
 
     def expect(self, kind: str) -> pb.ServerMessage:
         """Return the next message, which must be of this kind."""
@@ -61,7 +69,7 @@ class RawWorker:
         return self._call.code(), self._call.details()
 
     def pull(self, **held: int) -> None:
-        self.send(pull=pb.PullWork(**held))
+        self.send(pull=pb.PullWork(job_id=self.job_id, **held))
 
     def work(self) -> tuple[pb.Work, bytes]:
         """Return the next work, and the parameters that came with it."""
