@@ -131,10 +131,10 @@ def namespaced(cluster: Cluster, mount: str, *arguments: str) -> subprocess.Pope
 def test_a_worker_with_a_loop_of_its_own_is_counted_once_over_restarts(cluster: Cluster) -> None:
     """Every push through the client library carries a number of its own; θ tells which of them were counted."""
     steps, shards = 40, 2
-    (cluster.folder / "nothing.py").write_text(NOTHING, encoding="utf-8")
+    (cluster.folder / "waits.py").write_text(NOTHING, encoding="utf-8")
     tables = {
-        "task": {"use": "nothing.py:Nothing", "options": {"size": steps * shards}},
-        "data": {"source": "nothing.py:rows", "shards": shards, "batch_size": 1},
+        "task": {"use": "waits.py:Nothing", "options": {"size": steps * shards}},
+        "data": {"source": "waits.py:rows", "shards": shards, "batch_size": 1},
         "train": {"mode": "async", "reduce": "sum", "steps": steps, "dtype": "float64"},
         "optimizer": {"learning_rate": 1.0},
         "server": {"durability": "log", "snapshot_every_s": 0.3},

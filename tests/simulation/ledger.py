@@ -98,6 +98,7 @@ class Learner:
         self.shape = Shape(job)
         #: The model has none.
         self.tables: dict[str, Any] = {}
+        self.own: dict[int, dict[str, Array]] = {}
         self._prepared = False
 
     def prepare(self, classes: int, moments: Any) -> None:

@@ -369,7 +369,7 @@ class World:
 
         async def main() -> None:
             try:
-                await work("server", trainer, 1e9)
+                await work(("server",), trainer, 1e9)
             except ParamserverError as error:
                 self.tell(f"worker {number} gives up: {error}")
                 if not self.scenario.wild:
@@ -670,8 +670,8 @@ class _ObservedStore(Store):
         super().restore(version, optimizer_state)
         self._oracle.restored(version, self.theta)
 
-    def apply(self, version: int, step: int, contributions: Any) -> float | None:
-        norm = super().apply(version, step, contributions)
+    def apply(self, version: int, step: int, contributions: Any, whole_norm: float | None = None) -> float | None:
+        norm = super().apply(version, step, contributions, whole_norm)
         if self.world._shell is None:
             # The log is being replayed.
             self._oracle.restored(version, self.theta)

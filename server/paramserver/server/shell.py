@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -88,6 +89,8 @@ class Shell:
             await self.close()
             await self._prepare(job_id, job)
             self._start(job_id, job)
+            # The parts of a job refer to each other; the memory of the one before shall not wait for the collector.
+            gc.collect()
 
     async def _prepare(self, job_id: str, job: Job) -> None:
         """Do what has to be done before a job starts."""
