@@ -116,9 +116,9 @@ MUTATIONS = (
     ),
     Mutation(
         "let a shard run one step past the staleness bound",
-        "server.policies:make_policy",
-        'Policy("ssp", train.staleness,',
-        'Policy("ssp", train.staleness + 1,',
+        "server.engine:Engine._assignments",
+        "lead = self._policy.lead",
+        "lead = self._policy.lead + 1 if self._policy.lead else self._policy.lead",
     ),
     Mutation(
         "let a contribution be older than max_delay", "server.policies:_no_older_than", "delay <= max_delay", "True"

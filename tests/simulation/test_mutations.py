@@ -8,7 +8,7 @@ from simulation.mutations import MUTATIONS, Mutation, mutated
 from simulation.world import World
 
 #: Seeds within which a fault must be found.
-SEEDS = 600
+SEEDS = 1500
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

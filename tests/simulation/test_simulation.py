@@ -23,7 +23,7 @@ def test_a_seed_always_tells_the_same_story() -> None:
     stories = []
     for _ in range(2):
         lines: list[str] = []
-        World(7, trace=lines.append).run()
+        World(11, trace=lines.append).run()
         stories.append(lines)
     assert stories[0] == stories[1]
     assert len(stories[0]) > 10

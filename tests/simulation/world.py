@@ -299,6 +299,20 @@ class World:
         context.write = write  # type: ignore[method-assign]
         await self._services[0]._train(None, context)  # type: ignore[arg-type]
 
+    def _promise_when_written(self, oracle: Oracle, version: int) -> None:
+        """Hold the server to a version from when the disk operations ahead of the message are done."""
+        server = self._server
+        assert server is not None
+
+        def promise() -> None:
+            if server.alive:
+                oracle.promise_version(version)
+
+        if server.io_time <= self.clock.now:
+            promise()
+        else:
+            self.clock.at(server.io_time, None, promise)
+
     def _number_of(self, context: Context) -> int:
         worker = context.processes[0]
         return next(number for number, process in self._workers.items() if process is worker)
@@ -311,7 +325,7 @@ class World:
         run = self._shell.run
         if run.job.server.durability == "log" and run.job.train.mode != "sync":
             # Whoever computes at a version was told that all in it counts.
-            oracle.promise_version(min(work.version, oracle.logged_version))
+            self._promise_when_written(oracle, min(work.version, oracle.logged_version))
         for assignment in work.assignments:
             if assignment.kind == pb.Assignment.GRADIENT:
                 oracle.assigned(assignment.shard, assignment.step, number)
