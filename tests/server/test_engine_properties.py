@@ -403,9 +403,12 @@ class EngineMachine(RuleBasedStateMachine):
     def work(self, worker: str, fused: bool) -> None:
         """An honest worker finishes what it was told longest ago, or all that it was told at once."""
         in_hand = self.in_hand[worker]
-        # What it was told twice, because it had pulled in between, are two messages.
-        is_one_work = len({ticket.assignment.shard for ticket in in_hand}) == len(in_hand)
-        if fused and in_hand and is_one_work and all(t.assignment.kind is Kind.GRADIENT for t in in_hand):
+        # Together goes what one answer asked for and nobody has taken back.
+        is_one_answer = all(
+            ticket.assignment.kind is Kind.GRADIENT and self.model.open.get(ticket.assignment.shard) == ticket
+            for ticket in in_hand
+        )
+        if fused and in_hand and is_one_answer:
             contributions = tuple(map(self.contribution, in_hand))
             in_hand.clear()
             self.pushed += contributions
