@@ -8,7 +8,7 @@ from simulation.mutations import MUTATIONS, Mutation, mutated
 from simulation.world import World
 
 #: Seeds within which a fault must be found.
-SEEDS = 1500
+SEEDS = 5000
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
