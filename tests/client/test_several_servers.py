@@ -8,7 +8,7 @@ import pytest
 
 from paramserver.client.launch import LocalCluster
 from paramserver.client.training import resume, train
-from paramserver.wire.errors import JobFailed, RequestError
+from paramserver.wire.errors import RequestError
 from paramserver.wire.job import Job
 
 JOB = {
@@ -38,5 +38,3 @@ def test_numbers_and_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
     lamb = Job.from_dict({**JOB, "optimizer": {"name": "lamb"}})
     with pytest.raises(RequestError, match=r"optimizer\.name = 'lamb' works with one server only"):
         train(lamb, servers=2, run=tmp_path / "lamb")
-    with pytest.raises(JobFailed, match="2 parameters cannot be cut into 3 parts"):
-        train(job, servers=3, run=tmp_path / "three")

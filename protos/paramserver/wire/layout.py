@@ -45,10 +45,12 @@ class Layout:
     """The tensors of θ back to back, in a fixed order, all of one dtype.
 
     Raises:
-        TensorError: if names repeat or sizes are out of bounds.
+        TensorError: if names repeat or sizes are out of bounds; a part of a layout may be empty, a whole one not.
     """
 
-    def __init__(self, shapes: Iterable[tuple[str, Sequence[int]]], dtype: str | np.dtype[Any]) -> None:
+    def __init__(
+        self, shapes: Iterable[tuple[str, Sequence[int]]], dtype: str | np.dtype[Any], whole: Layout | None = None
+    ) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.tensors: list[Tensor] = []
         names: set[str] = set()
@@ -77,12 +79,12 @@ class Layout:
                 raise TensorError(
                     f"{len(names)} tensors with {offset} elements; allowed are {MAX_TENSORS} and {MAX_ELEMENTS}"
                 )
-        if offset == 0:
+        if offset == 0 and whole is None:
             raise TensorError("the parameters have no elements")
         #: Elements of the flat vector.
         self.size = offset
         #: The layout that this is a part of, and where in it this part begins; a layout is its own only part.
-        self.whole = self
+        self.whole = whole or self
         self.start = 0
         #: False for the parts of a whole that was too small to be cut on the grid.
         self.is_on_grid = True
@@ -109,20 +111,16 @@ class Layout:
         """Return consecutive layouts of about one size that make up this one; a tensor that is cut is flat in each.
 
         Where they are cut depends on nothing but shapes and `parts`. It is on the grid of `GRID` elements within every
-        tensor, so that sums over its blocks can be had part by part; parameters too few for that are cut anywhere.
-
-        Raises:
-            TensorError: if there are fewer elements than parts.
+        tensor, so that sums over its blocks can be had part by part; parameters too few for that are cut anywhere. Of
+        fewer elements than parts, each of the first parts has one and the last ones have none.
         """
         if parts == 1:
             return [self]
-        if self.size < parts:
-            raise TensorError(f"{self.size} parameters cannot be cut into {parts} parts")
         ideal = [self.size * part // parts for part in range(1, parts)]
         cuts = [0, *(self._on_grid(place) for place in ideal), self.size]
         is_on_grid = all(start < stop for start, stop in itertools.pairwise(cuts))
         if not is_on_grid:
-            cuts = [0, *ideal, self.size]
+            cuts = [0, *ideal, self.size] if self.size >= parts else [min(n, self.size) for n in range(parts + 1)]
         parts_made = [self._part(start, stop) for start, stop in itertools.pairwise(cuts)]
         for part in parts_made:
             part.is_on_grid = is_on_grid
@@ -139,8 +137,8 @@ class Layout:
             first, end = max(start, tensor.offset), min(stop, tensor.offset + tensor.size)
             if first < end:
                 shapes.append((tensor.name, tensor.shape if end - first == tensor.size else (end - first,)))
-        part = Layout(shapes, self.dtype)
-        part.whole, part.start = self, start
+        part = Layout(shapes, self.dtype, whole=self)
+        part.start = start
         return part
 
     def locate(self, index: int) -> tuple[str, int]:

@@ -78,7 +78,6 @@ def check_job(job: Job) -> None:
     """
     train, optimizer = job.train, job.optimizer
     wrong = {
-        f"server.partitions = {job.server.partitions}: 1 is expected": job.server.partitions != 1,
         f"train.local_steps = {train.local_steps} with local_update = {train.local_update!r}": train.goes_local,
         f"train.aggregate = {train.aggregate!r}: 'mean' is expected": train.aggregate != "mean",
         f"train.clip_contribution = {train.clip_contribution:g}": train.clip_contribution > 0,

@@ -11,7 +11,6 @@ import grpc
 
 from paramserver.server.shell import Shell
 from paramserver.server.status import describe
-from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import NotReady, ParamserverError, RequestError, status_code
 from paramserver.wire.job import Job
 from paramserver.wire.tables import tables_to_proto
@@ -83,35 +82,27 @@ class ControlService(rpc.ControlServicer):
         layout = run.store.layout.whole
         start = 0
         try:
-            version, pieces = await run.capture()
+            captured = await run.capture()
             described = pb.Layout(tensors=layout.to_proto())
-            contents = {} if run.tables is None else run.tables.contents()
             if run.tables is not None:
                 described.tables.extend(tables_to_proto(run.tables.tables))
             await self._shell.caught_up()
-            async for piece in pieces:
+            async for piece in captured.theta:
                 yield pb.PullReply(
                     job_id=run.job_id,
                     layout=described if start == 0 else None,
                     dtype=run.job.train.dtype,
-                    version=version,
+                    version=captured.version,
                     offset=start // layout.dtype.itemsize,
                     payload=bytes(piece),
                 )
                 start += len(piece)
+            for number, table in enumerate(captured.tables):
+                async for rows in table:
+                    chunk, payload = rows.to_proto(number)
+                    yield pb.PullReply(rows=chunk, payload=payload)
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
-            return
-        for number, table in enumerate(contents.values()):
-            # Sorting millions of keys takes a while, in which workers go on.
-            keys, rows = await asyncio.to_thread(table.in_order)
-            step = max(1, CHUNK_BYTES // (8 + rows.itemsize * table.table.dim))
-            for start in range(0, max(1, keys.size), step):
-                own = keys[start : start + step]
-                yield pb.PullReply(
-                    rows=pb.TableChunk(table=number, count=own.size, total=keys.size),
-                    payload=own.tobytes() + rows[start : start + step].tobytes(),
-                )
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyReply:
         """Change the policy of the running job."""

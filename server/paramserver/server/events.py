@@ -217,6 +217,8 @@ class Apply(NamedTuple):
     contributions: tuple[Contribution, ...]
     #: Of the whole gradient, where this process cannot know it: θ is cut over several servers.
     norm: float | None = None
+    #: Numbers that add up to the sum of squares of the gradients of all rows of tables, likewise.
+    row_squares: tuple[float, ...] | None = None
 
 
 class SumUp(NamedTuple):

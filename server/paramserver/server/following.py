@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ import numpy as np
 from paramserver.server import events as ev
 from paramserver.server.followingengine import FollowingEngine
 from paramserver.server.place import Place
+from paramserver.server.reading import Copied
 from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.snapshot import Snapshot
@@ -53,24 +55,34 @@ class FollowingRun(Run):
         self._tell = tell
         self._save = save
         #: θ as it was, by the number of the order to copy it.
-        self._captures: dict[int, asyncio.Future[bytes]] = {}
+        self._captures: dict[int, asyncio.Future[Copied]] = {}
+        #: How often each was handed out.
+        self._handed_out: Counter[int] = Counter()
 
-    async def captured(self, number: int) -> bytes | None:
-        """Hand out θ as it was at a capture, once; None if it does not come, or has been too long ago."""
+    async def captured(self, number: int) -> Copied | None:
+        """Hand out θ as it was at a capture, once for the flat vector and once for each table; None if it does not
+        come, or has been too long ago."""
         try:
-            return await asyncio.wait_for(self._capture(number), CAPTURED_S)
+            copied = await asyncio.wait_for(asyncio.shield(self._capture(number)), CAPTURED_S)
         except TimeoutError:
             return None
-        finally:
+        self._handed_out[number] += 1
+        if self._handed_out[number] > len(copied.tables):
             self._captures.pop(number, None)
+            del self._handed_out[number]
+        return copied
 
-    def _capture(self, number: int) -> asyncio.Future[bytes]:
+    def _capture(self, number: int) -> asyncio.Future[Copied]:
         """Return what a capture comes in, whether the reader or the order is first."""
         if number not in self._captures:
             loop = asyncio.get_running_loop()
             self._captures[number] = loop.create_future()
-            loop.call_later(CAPTURED_S, self._captures.pop, number, None)
+            loop.call_later(CAPTURED_S, self._drop_capture, number)
         return self._captures[number]
+
+    def _drop_capture(self, number: int) -> None:
+        self._captures.pop(number, None)
+        self._handed_out.pop(number, None)
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for; the job does not outlive a failure."""
@@ -87,17 +99,24 @@ class FollowingRun(Run):
 
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a worker."""
-        # What is left of the job before has epochs below those of this one, and nobody counts it.
-        session.has_begun = True
+        # What is left of the job before has epochs below those of this one, and nobody counts it; whoever waits for
+        # an answer about that job is told that there will be none.
         match message.WhichOneof("kind"):
             case "pull":
                 pull = message.pull
+                session.has_begun = pull.job_id in ("", self.job_id)
+                if not session.has_begun:
+                    give_up(session, message)
+                    return
                 session.held = pull.held if pull.HasField("held") else None
+                session.rows.clear()
                 self.feed(ev.Fetched(session.name, pull.version, tuple(pull.shards)))
+            case "pull_rows" if not session.has_begun:
+                give_up(session, message)
             case "survey" | "failure" as kind:
                 raise ProtocolError(f"worker {session.name} sent {kind}, which belongs to the coordinator")
             case _:
-                super().take(session, message, payload)
+                self._act(session, message, payload)
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if self.engine.phase == "train":
@@ -120,14 +139,15 @@ class FollowingRun(Run):
             case ev.SumUp(apply):
                 assert self.store is not None
                 values = self.store.sum_up(apply.contributions)
-                self._tell(pb.Report(sums=pb.Sums(values=values.tobytes())))
+                rows = [] if self.tables is None else self.tables.sum_up(apply.contributions)
+                self._tell(pb.Report(sums=pb.Sums(values=values.tobytes(), rows=rows)))
             case ev.Save(common):
                 self._save(self.snapshot(), common)
             case ev.Capture(number):
                 assert self.store is not None
                 captured = self._capture(number)
                 if not captured.done():
-                    captured.set_result(self.store.theta.tobytes())
+                    captured.set_result(Copied.of(self.store, self.tables))
             case ev.End():
                 log.info("job %s is over: %s", self.job_id, effect.reason)
             case _:
@@ -142,6 +162,8 @@ class FollowingRun(Run):
         incoming = self.store.incoming
         self.store.restage(self.job)
         self.store.incoming = incoming
+        if self.tables is not None:
+            self.tables.restage(self.job, forgets=False)
         for session in self._sessions.values():
             session.knows_layout = False
 
@@ -297,7 +319,9 @@ class Follower:
         run, sessions = self.run, self.sessions.values()
         version = 0 if run is None else run.engine.version
         received, sent = sum(s.received for s in sessions), sum(s.sent for s in sessions)
-        self._tell(pb.Report(beat=pb.Beat(version=version, bytes_received=received, bytes_sent=sent)))
+        rows = [] if run is None else run.table_rows.values()
+        beat = pb.Beat(version=version, bytes_received=received, bytes_sent=sent, table_rows=rows)
+        self._tell(pb.Report(beat=beat))
 
     def check(self, join: pb.Join) -> None:
         """Refuse a worker that takes this server for another.
@@ -328,8 +352,12 @@ class Follower:
         """Act on a message of a joined worker."""
         if message.HasField("share"):
             session.shares_memory = self.probe is not None and message.share.proof == self.probe.values.tobytes()
-        elif self.run is not None and self.sessions.get(session.name) is session:
+        elif self.sessions.get(session.name) is not session:
+            return
+        elif self.run is not None:
             self.run.take(session, message, payload)
+        else:
+            give_up(session, message)
 
     def end_streams(self) -> None:
         """Let every worker's stream end."""
@@ -339,6 +367,12 @@ class Follower:
     async def close(self) -> None:
         """Finish what is being written, before the process ends."""
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+
+
+def give_up(session: Session, message: pb.WorkerMessage) -> None:
+    """If a worker waits for an answer, tell it that there will be none: its job is over."""
+    if message.WhichOneof("kind") in ("pull", "pull_rows"):
+        session.send(encode(pb.ServerMessage(ended=pb.JobEnded(job_id=message.pull.job_id))))
 
 
 def read_apply(apply: pb.Apply) -> ev.Apply:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -18,9 +19,11 @@ from paramserver.server import events as ev
 from paramserver.server.gathering import Gathering, Name
 from paramserver.server.links import Link
 from paramserver.server.optimizers.norms import norm as norm_of
-from paramserver.server.run import Run, in_chunks
+from paramserver.server.reading import Captured, Copied, in_chunks, merged, received, stream
+from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.store import Store
+from paramserver.server.tables.arriving import Parts
 from paramserver.server.update import measures, squares_of
 from paramserver.wire.errors import ParamserverError, ProtocolError, StateError
 from paramserver.wire.job import Job
@@ -55,8 +58,8 @@ class LeadingRun(Run):
         #: Set once the connection to the others is lost; the next run takes over from there.
         self._lost: ParamserverError | None = None
         self._gathering = Gathering(job.server.partitions)
-        #: Values of what is gathered, by name.
-        self._values: dict[Name, list[Array]] = {}
+        #: Values of what is gathered, by name, and its rows of tables.
+        self._values: dict[Name, tuple[list[Array], Parts]] = {}
         #: Workers whose pull waits for what they pushed before it.
         self._pulls: set[str] = set()
         #: The initial parameters are in: here, and on these partitions.
@@ -118,24 +121,31 @@ class LeadingRun(Run):
 
         await self.between(nothing)
 
-    async def capture(self) -> tuple[int, AsyncIterator[memoryview]]:
-        """Return the version of θ as it is now, and its bytes piece by piece, from all partitions."""
+    async def capture(self) -> Captured:
+        """Return θ as it is now, from all partitions."""
 
-        async def copy() -> tuple[int, int, bytes]:
+        async def copy() -> tuple[int, int, Copied]:
             assert self.store is not None
             self._captures += 1
             await self._order(pb.Order(capture=pb.Capture(number=self._captures)))
-            return self._captures, self.store.version, self.store.theta.tobytes()
+            return self._captures, self.store.version, Copied.of(self.store, self.tables)
 
         number, version, own = await self.between(copy)
-        return version, self._pieces(number, own)
+        # All is asked for at once, since copies are kept only for a while.
+        theta = [link.read(number) for link in self._links]
+        tables = []
+        for table, contents in enumerate(own.tables):
+            theirs = [received(link.read(number, table), contents) for link in self._links]
+            tables.append(merged([stream(contents), *theirs]))
+        return Captured(version, _joined(own.theta, theta), tables)
 
-    async def _pieces(self, number: int, own: bytes) -> AsyncIterator[memoryview]:
-        async for piece in in_chunks(own):
-            yield piece
+    @property
+    def table_rows(self) -> dict[str, int]:
+        """How many rows each table has on all servers, by name; those of the others a moment ago."""
+        rows = Counter(super().table_rows)
         for link in self._links:
-            async for payload in link.read(number):
-                yield memoryview(payload)
+            rows.update(dict(zip(rows, link.beat.table_rows, strict=False)))
+        return rows
 
     def feed(self, event: ev.Event) -> None:
         """Queue an event."""
@@ -182,19 +192,21 @@ class LeadingRun(Run):
         reason = f"step {c.step} of shard {c.shard} came before it was expected: compute it again"
         self._carry_out(ev.Refuse(c.worker, c.shard, c.step, ev.Code.STALE, reason))
 
-    async def _decide(self, contribution: ev.Contribution, values: list[Array]) -> None:
+    async def _decide(self, contribution: ev.Contribution, values: list[Array], rows: Parts) -> None:
         """Let the engine decide on a contribution that every partition has."""
         name = contribution.shard, contribution.step
-        self._arrived[name] = values
+        self._arrived[name], self._arrived_rows[name] = values, rows
         await self._handle(ev.Pushed((contribution,)))
         self._arrived.pop(name, None)
+        self._arrived_rows.pop(name, None)
         self._gathering.decided(contribution)
 
     def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
         for contribution in contributions:
-            values = self._arrived.pop((contribution.shard, contribution.step))
+            place = contribution.shard, contribution.step
+            values, rows = self._arrived.pop(place), self._arrived_rows.pop(place, {})
             if self.engine.review(contribution) is None:
-                self._values[Name.of(contribution)] = values
+                self._values[Name.of(contribution)] = values, rows
                 self._gathered(self._gathering.arrived(contribution))
             else:
                 self.feed(ev.Pushed((contribution,)))
@@ -203,8 +215,8 @@ class LeadingRun(Run):
 
     def _gathered(self, contribution: ev.Contribution | None) -> None:
         if contribution is not None:
-            values = self._values.pop(Name.of(contribution))
-            self._acts.put_nowait(partial(self._decide, contribution, values))
+            values, rows = self._values.pop(Name.of(contribution))
+            self._acts.put_nowait(partial(self._decide, contribution, values, rows))
             self._release()
 
     def _waits_for(self, worker: str) -> bool:
@@ -281,20 +293,24 @@ class LeadingRun(Run):
             order.contributions.add(shard=c.shard, epoch=c.epoch, step=c.step, version=c.version, samples=c.samples)
         if measures(self.job):
             assert self.store is not None
-            order.norm = await self._norm(self.store, order, apply)
-            apply = apply._replace(norm=order.norm)
+            order.norm, rows = await self._norm(self.store, order, apply)
+            apply = apply._replace(norm=order.norm, row_squares=rows)
         await self._order(pb.Order(apply=order))
         return apply
 
-    async def _norm(self, store: Store, order: pb.Apply, apply: ev.Apply) -> float:
-        """Return the norm of the whole gradient, with the bits that a single server finds."""
+    async def _norm(self, store: Store, order: pb.Apply, apply: ev.Apply) -> tuple[float, tuple[float, ...]]:
+        """Return the norm of the whole dense gradient, with the bits that a single server finds, and what adds up to
+        the squares of that of all rows."""
         sum_up = pb.Order(sum_up=pb.SumUp(apply=order))
         asked = [await link.begin_to_ask("sums", sum_up) for link in self._links]
         parts = [store.sum_up(apply.contributions)]
+        rows = [] if self.tables is None else self.tables.sum_up(apply.contributions)
         for answer in asked:
-            parts.append(np.frombuffer((await answer).sums.values, parts[0].dtype))
+            sums = (await answer).sums
+            parts.append(np.frombuffer(sums.values, parts[0].dtype))
+            rows += sums.rows
         whole = np.concatenate(parts)
-        return norm_of(whole if store.layout.is_on_grid else squares_of(store.layout.whole, whole))
+        return norm_of(whole if store.layout.is_on_grid else squares_of(store.layout.whole, whole)), tuple(rows)
 
     async def begin_there(self, version: int | None = None) -> None:
         """Have the other partitions begin the job, or go back to a version of it.
@@ -320,3 +336,11 @@ class LeadingRun(Run):
         """Have the other partitions write a snapshot of θ as it is now; return what their answers will come in."""
         order = pb.Order(save=pb.Save(common=self.common))
         return [await link.begin_to_ask("saved", order) for link in self._links]
+
+
+async def _joined(own: bytes, others: Sequence[AsyncIterator[pb.ReadReply]]) -> AsyncIterator[memoryview]:
+    async for piece in in_chunks(own):
+        yield piece
+    for replies in others:
+        async for reply in replies:
+            yield memoryview(reply.payload)

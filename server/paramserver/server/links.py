@@ -100,11 +100,14 @@ class Link:
         """Send an order and wait for the report of this kind that answers it."""
         return await (await self.begin_to_ask(kind, order))
 
-    async def read(self, number: int) -> AsyncIterator[bytes]:
-        """Stream the partition's θ as it was at a capture."""
+    def read(self, number: int, table: int | None = None) -> AsyncIterator[pb.ReadReply]:
+        """Ask for the partition's flat vector, or for one of its tables, as it was at a capture, and stream it."""
+        return self._replies(self._stub.Read(pb.ReadRequest(number=number, table=table)))
+
+    async def _replies(self, call: AsyncIterator[pb.ReadReply]) -> AsyncIterator[pb.ReadReply]:
         try:
-            async for reply in self._stub.Read(pb.ReadRequest(number=number)):
-                yield reply.payload
+            async for reply in call:
+                yield reply
         except grpc.RpcError as error:
             raise self._translated(error) from None
 

@@ -12,7 +12,7 @@ import grpc
 
 from paramserver.server.following import Follower
 from paramserver.server.links import PROTOCOL
-from paramserver.server.run import in_chunks
+from paramserver.server.reading import in_chunks, stream
 from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, RequestError, status_code
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
@@ -60,15 +60,21 @@ class PartitionService(rpc.PartitionServicer):
             await writer
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> AsyncIterator[pb.ReadReply]:
-        """Stream θ as it was at a capture, once."""
+        """Stream the flat vector or a table as it was at a capture."""
         run = self._follower.run
-        theta = None if run is None else await run.captured(request.number)
-        if theta is None:
+        copied = None if run is None else await run.captured(request.number)
+        table = request.table if request.HasField("table") else -1
+        if copied is None or table >= len(copied.tables):
             error = NotReady(f"there is no capture {request.number} of θ here (any more)")
             await context.abort(status_code(error), str(error))
             return
-        async for piece in in_chunks(theta):
-            yield pb.ReadReply(payload=bytes(piece))
+        if table < 0:
+            async for piece in in_chunks(copied.theta):
+                yield pb.ReadReply(payload=bytes(piece))
+            return
+        async for rows in stream(copied.tables[table]):
+            chunk, payload = rows.to_proto(table)
+            yield pb.ReadReply(rows=chunk, payload=payload)
 
     async def _beat(self) -> None:
         while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +15,10 @@ from paramserver.server.engine import Engine
 from paramserver.server.history import History
 from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.provenance import Provenance
+from paramserver.server.reading import Captured, Copied, in_chunks, stream
 from paramserver.server.session import Gate, Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot, named
-from paramserver.server.store import CHUNK_BYTES, Store
+from paramserver.server.store import Store
 from paramserver.server.surveys import Surveys, moments_of
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.tablestore import TableStore
@@ -137,18 +138,23 @@ class Run:
             self.store.restore(self.engine.version, p.optimizer_state)
             if p.tables:
                 described = {name: contents.table for name, contents in p.tables.items()}
-                self.tables = TableStore(self.job, described, self.engine.total_steps)
+                self.tables = TableStore(self.job, described, self.engine.total_steps, self.partition)
                 self.tables.restore(p.tables)
             self.history = History.of(snapshot.history or {})
+
+    @property
+    def table_rows(self) -> dict[str, int]:
+        """How many rows each table has, by name."""
+        return {} if self.tables is None else self.tables.counts
 
     async def quiet(self) -> None:
         """Return when every event that was fed is handled."""
 
-    async def capture(self) -> tuple[int, AsyncIterator[memoryview]]:
-        """Return the version of θ as it is now, and its bytes piece by piece, whatever happens to it meanwhile."""
+    async def capture(self) -> Captured:
+        """Return θ as it is now, whatever happens to it meanwhile."""
         assert self.store is not None
-        # θ moves on while its pieces travel, so they are cut from a copy.
-        return self.store.version, in_chunks(self.store.theta.tobytes())
+        copied = Copied.of(self.store, self.tables)
+        return Captured(self.store.version, in_chunks(copied.theta), [stream(table) for table in copied.tables])
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for.
@@ -217,6 +223,9 @@ class Run:
             if not session.has_begun:
                 self.feed(ev.Heard(session.name))
                 return
+        self._act(session, message, payload)
+
+    def _act(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         match message.WhichOneof("kind"):
             case "push":
                 self._take_pushes(session, (message.push,), payload)
@@ -300,7 +309,7 @@ class Run:
                 raise TensorError(f"a push must begin at offset 0, this one came with offset {offset}")
             if push.shared:
                 self._take_shared(self.store, session, incoming)
-            else:
+            elif self.store.layout.size:
                 self._take_chunk(self.store, incoming, offset, payload)
             is_whole = incoming.next_offset == self.store.layout.size
             if is_whole and self._refuse_norm:
@@ -370,7 +379,7 @@ class Run:
         session.received += payload.nbytes
         # What was not asked for is passed over; the push that follows is refused and says why.
         if self.tables is not None and self.engine.admit(session.name, push.shard, push.epoch, push.step) is None:
-            session.rows.take(push, payload, list(self.tables.tables.values()), self.tables.dtype)
+            session.rows.take(push, payload, list(self.tables.tables.values()), self.tables.dtype, self.tables.place)
             self.feed(ev.Heard(session.name))
 
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
@@ -426,8 +435,10 @@ class Run:
             described = tables_from_proto(session.initial_tables, (tensor.name for tensor in whole.tensors))
             if described and self.log is not None:
                 raise TensorError("server.durability = 'log' does not hold the rows of tables; use 'snapshot'")
-            tables = TableStore(self.job, described, self.engine.total_steps) if described else None
-            values = read_values(payload, layout.dtype, initial.offset, layout.size)
+            tables = TableStore(self.job, described, self.engine.total_steps, self.partition) if described else None
+            values = np.empty(0)
+            if layout.size:
+                values = read_values(payload, layout.dtype, initial.offset, layout.size)
             held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
             if initial.offset < held:
                 # A chunk that came twice.
@@ -456,14 +467,14 @@ class Run:
                 self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
-            case ev.Apply(version, step, contributions, whole_norm):
+            case ev.Apply(version, step, contributions, whole_norm, row_squares):
                 assert self.store is not None
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)
                 norm = self.store.apply(version, step, contributions, whole_norm)
                 if self.tables is not None:
-                    norm_of_rows = self.tables.apply(version, step, contributions)
-                    norm = None if norm is None else math.hypot(norm, norm_of_rows)
+                    squares = self.tables.apply(version, step, contributions)
+                    norm = None if norm is None else math.hypot(norm, math.sqrt(math.fsum(row_squares or squares)))
                 if self.provenance is not None and self.provenance.applied(effect):
                     tables = {} if self.tables is None else self.tables.contents()
                     self.provenance.hashed(version, theta_sha256(named(self.store.layout, self.store.theta, tables)))
@@ -584,13 +595,6 @@ class Run:
         except DataError as error:
             return ev.Broken(f"DataError: {error}")
         return None
-
-
-async def in_chunks(data: bytes) -> AsyncIterator[memoryview]:
-    """Yield the bytes in pieces that fit a message."""
-    view = memoryview(data)
-    for start in range(0, len(view), CHUNK_BYTES):
-        yield view[start : start + CHUNK_BYTES]
 
 
 def _pass_over(session: Session) -> None:

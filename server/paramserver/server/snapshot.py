@@ -170,12 +170,14 @@ def _from_record(record: dict[str, Any], header: dict[str, Any], data: memoryvie
     parameters = None
     if record["layout"] is not None:
         whole = Layout(record["layout"], job.train.dtype)
-        # Snapshots of before θ could be cut have no start.
+        # Snapshots of before θ could be cut have no start. Of several parts that begin there all are empty.
         start = record.get("start", 0)
-        (layout,) = (part for part in whole.cut(job.server.partitions) if part.start == start)
+        layout = next(part for part in whole.cut(job.server.partitions) if part.start == start)
         # The tensors lie back to back in the order of the layout, so that together they are the flat vector.
         offsets = [header[f"theta/{tensor.name}"]["data_offsets"] for tensor in layout.tensors]
-        theta = np.frombuffer(data[offsets[0][0] : offsets[-1][1]], layout.dtype)
+        theta = np.empty(0, layout.dtype)
+        if offsets:
+            theta = np.frombuffer(data[offsets[0][0] : offsets[-1][1]], layout.dtype)
         tables = {
             name: _contents(Table(dim, scale), _under(f"table/{name}/", arrays))
             for name, (dim, scale) in record.get("tables", {}).items()

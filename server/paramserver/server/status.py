@@ -52,7 +52,7 @@ def describe(shell: Shell) -> pb.StatusReply:
         census=run.census,
         durability=shell.durability,
         partitions=shell.partitions(),
-        table_rows={} if run.tables is None else run.tables.counts,
+        table_rows=run.table_rows,
         moments=b"" if run.moments is None else run.moments.to_flat().tobytes(),
     )
     if not math.isnan(engine.loss):

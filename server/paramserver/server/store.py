@@ -210,7 +210,7 @@ class Store:
         """Return the messages that answer a pull: that with the work comes last, behind what its receiver lacks."""
         if is_held:
             return [encode(message)]
-        last = (math.ceil(self.layout.size / self.chunk) - 1) * self.chunk
+        last = max(0, math.ceil(self.layout.size / self.chunk) - 1) * self.chunk
         if self._encoded is None:
             self._encoded = [self._encode(start) for start in range(0, last, self.chunk)]
             self._last = self._coded(last)

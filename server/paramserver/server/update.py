@@ -64,8 +64,9 @@ class Update:
         threads = max(1, min(MAX_THREADS, len(self._places) // CHUNKS_PER_THREAD))
         #: The first share is the calling thread's own.
         self._pool = ThreadPoolExecutor(threads - 1, "update") if threads > 1 else None
-        share = -(-len(self._places) // threads)
-        self._shares = [range(i, min(i + share, len(self._places))) for i in range(0, len(self._places), share)]
+        # Of several servers one may have no part of a small θ.
+        count, share = len(self._places), max(1, -(-len(self._places) // threads))
+        self._shares = [range(i, min(i + share, count)) for i in range(0, max(1, count), share)]
         block = min(chunk, layout.size)
         rows = self._optimizer.scratch_rows
         #: One gradient block and scratch per thread.
@@ -196,13 +197,18 @@ def how(
     scaled by the staleness.
     """
     rate = learning_rate(job.optimizer, step, total_steps)
-    scale = 1.0 / sum(c.samples for c in contributions) if job.train.reduce == "mean" else 1.0
+    scale = mean_scale(job, contributions)
     freshness = 1.0
     if job.train.staleness_scaling:
         freshness = 1.0 / (version - min(c.version for c in contributions))
     if job.optimizer.name == "ftrl":
         return StepInfo(version, rate), scale, freshness
     return StepInfo(version, rate * freshness), scale, 1.0
+
+
+def mean_scale(job: Job, contributions: Sequence[Contribution]) -> float:
+    """Return what makes the sum of contributions the gradient."""
+    return 1.0 / sum(c.samples for c in contributions) if job.train.reduce == "mean" else 1.0
 
 
 def _add_up(terms: Terms, scale: float, out: Array) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.tables import Table
 from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.rowexchange import RowExchange, WorkGivenUp
 from paramserver.worker.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class Partition:
         self._theta: Segment | None = None
         #: Version of its part that the worker holds.
         self._held: int | None = None
+        self._job_id = ""
 
     async def join(self, join: pb.Join) -> None:
         """Present the worker and wait to be welcomed.
@@ -47,16 +51,20 @@ class Partition:
             raise ProtocolError(f"{self.stream.address} did not welcome the worker")
         self.welcome = received[0].welcome
 
-    def start_job(self) -> None:
+    def start_job(self, job_id: str) -> None:
         """Forget what belonged to an earlier job."""
         self._memory = self._theta = self._held = None
+        self._job_id = job_id
 
     async def fetch(self, version: int, shards: Sequence[int], part: Layout, out: Array, mosaic: Mosaic | None) -> None:
         """Have its part of θ in `out`, at `version` or the first later one that it has.
 
         With a mosaic, of which `out` is a slice, memory that is shared is shown there and not copied.
+
+        Raises:
+            WorkGivenUp: if the job is over.
         """
-        pull = pb.PullWork(version=version, shards=shards)
+        pull = pb.PullWork(version=version, shards=shards, job_id=self._job_id)
         if self._held is not None:
             pull.held = self._held
         await self.stream.send(pb.WorkerMessage(pull=pull))
@@ -74,24 +82,37 @@ class Partition:
                         else:
                             self._held = work.version
                         return
-                case "layout":
-                    described = message.layout
-                    if described.HasField("theta"):
-                        self._memory, self._theta = described.theta, None
-                case "refusal":
-                    refusal = message.refusal
-                    log.warning(
-                        "%s refused shard %d, step %d: %s",
-                        self.stream.address,
-                        refusal.shard,
-                        refusal.step,
-                        refusal.reason,
-                    )
-                case other:
-                    raise ProtocolError(f"{self.stream.address} sent {other or 'an empty message'} to a fetch")
+                case "ended" if message.ended.job_id == self._job_id:
+                    raise WorkGivenUp(asks_again=False)
+                case _:
+                    await self.aside(message, payload)
         raise PeerGone(f"{self.stream.address} ended the stream")
 
+    async def aside(self, message: pb.ServerMessage, _payload: memoryview) -> None:
+        """Act on a message that is no answer to what was asked."""
+        match message.WhichOneof("kind"):
+            case "layout":
+                described = message.layout
+                if described.HasField("theta"):
+                    self._memory, self._theta = described.theta, None
+            case "refusal":
+                refusal = message.refusal
+                log.warning(
+                    "%s refused shard %d, step %d: %s",
+                    self.stream.address,
+                    refusal.shard,
+                    refusal.step,
+                    refusal.reason,
+                )
+            case "rows" | "ended":
+                # Of work that was given up since.
+                pass
+            case other:
+                raise ProtocolError(f"{self.stream.address} sent {other or 'an empty message'} unasked")
+
     def _show(self, memory: pb.SharedMemory, part: Layout, out: Array, mosaic: Mosaic | None) -> None:
+        if not part.size:
+            return
         if mosaic is not None:
             mosaic.lay(part.start, part.size, memory.pid, memory.descriptor)
             return
@@ -99,10 +120,11 @@ class Partition:
             self._theta = Segment.open(memory.pid, memory.descriptor, part.size, part.dtype, part.start)
         self._theta.copy_whole(out)
 
-    async def push(self, push: pb.Push, values: Array, chunk_bytes: int) -> None:
-        """Bring its part of a contribution; `push` is that of the coordinator, and stays as it is."""
+    async def push(self, push: pb.Push, values: Array, chunk_bytes: int, rows: int) -> None:
+        """Bring its part of a contribution, to which so many rows belong; `push` is that of the coordinator, and stays
+        as it is."""
         message = pb.WorkerMessage(push=push)
-        message.push.pull = False
+        message.push.pull, message.push.rows = False, rows
         if push.shared:
             await self.stream.send(message)
             return
@@ -166,10 +188,14 @@ class Partitions:
         for other, proof in zip(self._others, proofs, strict=True):
             await other.stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
 
-    def start_job(self) -> None:
+    def start_job(self, job_id: str) -> None:
         """Forget what belonged to an earlier job."""
         for other in self._others:
-            other.start_job()
+            other.start_job(job_id)
+
+    def exchanges(self, tables: Mapping[str, Table], dtype: np.dtype[Any], chunk_bytes: int) -> list[RowExchange]:
+        """Return what exchanges the rows that the others hold."""
+        return [RowExchange(other.stream, tables, dtype, chunk_bytes, other.aside) for other in self._others]
 
     def lay_out(self, whole: Layout) -> Layout:
         """Take note of what θ looks like; return the coordinator's part."""
@@ -194,9 +220,11 @@ class Partitions:
         for other in self._others:
             await other.stream.send(pb.WorkerMessage(slot=slot))
 
-    async def push(self, push: pb.Push, flat: Array, chunk_bytes: int) -> None:
-        """Bring the rest of a contribution."""
-        await asyncio.gather(*(o.push(push, values, chunk_bytes) for o, _, values in self._with_parts(flat)))
+    async def push(self, push: pb.Push, flat: Array, chunk_bytes: int, rows: Sequence[int]) -> None:
+        """Bring the rest of a contribution; `rows` are those that belong to it on each of them, if there are tables."""
+        counts = rows or [0] * len(self._others)
+        parts = zip(self._with_parts(flat), counts, strict=True)
+        await asyncio.gather(*(o.push(push, values, chunk_bytes, count) for (o, _, values), count in parts))
 
     async def initialise(self, initial: pb.Initial, flat: Array, chunk_bytes: int) -> None:
         """Bring the rest of the initial parameters; `initial` is the coordinator's first message of them."""
@@ -204,6 +232,7 @@ class Partitions:
             for start, chunk in in_chunks(values, chunk_bytes):
                 message = pb.Initial(shard=initial.shard, epoch=initial.epoch, offset=start)
                 message.tensors.extend(initial.tensors if start == 0 else [])
+                message.tables.extend(initial.tables if start == 0 else [])
                 await other.stream.send(pb.WorkerMessage(initial=message), chunk)
 
     def _with_parts(self, flat: Array) -> Iterator[tuple[Partition, Layout, Array]]:
@@ -223,6 +252,6 @@ def prove(welcome: pb.Welcome) -> bytes | None:
 
 
 def in_chunks(flat: Array, chunk_bytes: int) -> list[tuple[int, Array]]:
-    """Return the chunks of a vector, and where they start."""
+    """Return the chunks of a vector, one or more, and where they start."""
     size = chunk_bytes // flat.itemsize
-    return [(start, flat[start : start + size]) for start in range(0, flat.size, size)]
+    return [(start, flat[start : start + size]) for start in range(0, max(1, flat.size), size)]

@@ -5,19 +5,22 @@ Rows always travel in messages, also where the dense parameters lie in shared me
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paramserver.wire.errors import ProtocolError
 from paramserver.wire.layout import Array
-from paramserver.wire.tables import Keys, Table, ascending
+from paramserver.wire.tables import Keys, Table, ascending, partition_of
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.stream import Stream
+
+T = TypeVar("T")
 
 #: Answers that may be on their way to this worker; well below what the server lets pile up.
 MAX_ASKED = 16
@@ -70,6 +73,61 @@ class Wanted:
         weights = gradient.reshape(-1).astype(np.float64)
         total = np.bincount(places.ravel(), weights, self.keys.size * dim)
         return (total * samples).astype(gradient.dtype).reshape(self.keys.size, dim)
+
+
+class DealtRows:
+    """Exchanges rows with all servers that hold some; `exchanges` has one for each, in their order."""
+
+    def __init__(self, exchanges: Sequence[RowExchange]) -> None:
+        self._exchanges = exchanges
+
+    async def pull(self, assignment: pb.Assignment, wanted: Mapping[str, Wanted]) -> dict[str, Array]:
+        """Return the rows of the wanted keys, see `RowExchange.pull`."""
+        first, *others = self._exchanges
+        if not others:
+            return await first.pull(assignment, wanted)
+        dealt = self._deal(wanted)
+        asked = (e.pull(assignment, own) for e, (own, _) in zip(self._exchanges, dealt, strict=True))
+        parts = await _all(asked)
+        rows: dict[str, Array] = {}
+        for name, w in wanted.items():
+            whole = rows[name] = np.empty((w.keys.size, parts[0][name].shape[1]), parts[0][name].dtype)
+            for part, (_, places) in zip(parts, dealt, strict=True):
+                whole[places[name]] = part[name]
+        return rows
+
+    async def push(
+        self, assignment: pb.Assignment, wanted: Mapping[str, Wanted], sums: Mapping[str, Array]
+    ) -> list[int]:
+        """Send the rows that belong to the pushes that follow, and return how many those are for each server."""
+        first, *others = self._exchanges
+        if not others:
+            return [await first.push(assignment, wanted, sums)]
+        sent = []
+        for exchange, (own, places) in zip(self._exchanges, self._deal(wanted), strict=True):
+            theirs = {name: values[places[name]] for name, values in sums.items()}
+            sent.append(exchange.push(assignment, own, theirs))
+        return await _all(sent)
+
+    def _deal(self, wanted: Mapping[str, Wanted]) -> list[tuple[dict[str, Wanted], dict[str, Array]]]:
+        """Return for every server which of the wanted keys are its, and where among all they stand."""
+        dealt: list[tuple[dict[str, Wanted], dict[str, Array]]] = [({}, {}) for _ in self._exchanges]
+        for name, w in wanted.items():
+            owners = partition_of(w.keys, len(self._exchanges))
+            for server, (own, places) in enumerate(dealt):
+                places[name] = np.flatnonzero(owners == server)
+                keys = w.keys[places[name]]
+                own[name] = Wanted(keys.shape, keys, None)
+        return dealt
+
+
+async def _all(asked: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all, so that nobody still reads a stream, and only then tell of the first that failed."""
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    for outcome in found:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return found  # type: ignore[return-value]
 
 
 class RowExchange:

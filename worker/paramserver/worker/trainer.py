@@ -36,7 +36,7 @@ from paramserver.worker.localsteps import local_steps
 from paramserver.worker.outgoing import Outgoing
 from paramserver.worker.partitions import Partitions, in_chunks, prove
 from paramserver.worker.replica import Replica
-from paramserver.worker.rowexchange import RowExchange, Wanted, WorkGivenUp
+from paramserver.worker.rowexchange import DealtRows, RowExchange, Wanted, WorkGivenUp
 from paramserver.worker.stream import Stream
 from paramserver.worker.tasks.contract import check_finite
 
@@ -118,7 +118,9 @@ class Trainer:
         self._own: Array = np.empty(0)
         #: The tables of the layout, and what exchanges their rows, once it is needed.
         self._described: list[pb.Table] = []
-        self._rows: RowExchange | None = None
+        self._rows: DealtRows | None = None
+        #: How many rows belong to the contribution that is being pushed, on each server beside the coordinator.
+        self._rows_there: list[int] = []
         #: None if contributions travel as they are.
         self._encoder: Encoder | None = None
         self._heartbeat_s = 0.0
@@ -187,7 +189,7 @@ class Trainer:
             case "layout":
                 self._replica = Replica(message.layout, self._job, self._partitions)
                 self._outgoing = Outgoing(self._replica)
-                self._described, self._rows = list(message.layout.tables), None
+                self._described, self._rows, self._rows_there = list(message.layout.tables), None, []
                 self._encoder = self._new_encoder(self._replica.layout)
             case "own":
                 self._take_own(message.own, payload)
@@ -222,7 +224,7 @@ class Trainer:
 
     def _start(self, started: pb.JobStarted) -> None:
         self._beat_every(started.heartbeat_s)
-        self._partitions.start_job()
+        self._partitions.start_job(started.job_id)
         job = Job.from_json(started.job_json)
         # The same job on a new stream: the shards that were read are still good. A server that was started anew
         # does not know that a name was used before, so the name alone does not make it the same job.
@@ -270,7 +272,10 @@ class Trainer:
         if replica is not None:
             version = replica.settle(work.version)
             if self._partitions:
-                await replica.fetch(work, self._partitions)
+                try:
+                    await replica.fetch(work, self._partitions)
+                except WorkGivenUp:
+                    return
             if not self._job.wire.keeps_back:
                 # Elsewhere θ may go back, and then its changes do not count versions.
                 work.version = version
@@ -331,8 +336,8 @@ class Trainer:
         pack(arrays, layout.views(flat))
         self._partitions.lay_out(layout)
         first = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, tensors=layout.to_proto())
-        await self._partitions.initialise(first, flat, self._chunk_bytes)
         first.tables.extend(tables_to_proto(self._current_learner.tables))
+        await self._partitions.initialise(first, flat, self._chunk_bytes)
         for start, chunk in in_chunks(self._partitions.own(flat), self._chunk_bytes):
             message = pb.Initial(shard=assignment.shard, epoch=assignment.epoch, offset=start) if start else first
             await stream.send(pb.WorkerMessage(initial=message), chunk)
@@ -372,7 +377,7 @@ class Trainer:
         push = message.push
         flat = await self._contribute(stream, assignment, version, push)
         if self._partitions:
-            await self._partitions.push(push, flat, self._chunk_bytes)
+            await self._partitions.push(push, flat, self._chunk_bytes, self._rows_there)
             flat = self._partitions.own(flat)
         if push.shared:
             push.pull = pull
@@ -417,16 +422,17 @@ class Trainer:
         if exchange is not None:
             sums = {name: w.gather(gradient.arrays[name], gradient.samples) for name, w in wanted.items()}
             check_finite(sums, f"shard {assignment.shard}, step {assignment.step}: ")
-            push.rows = await exchange.push(assignment, wanted, sums)
+            push.rows, *self._rows_there = await exchange.push(assignment, wanted, sums)
         return place.flat
 
-    def _exchange(self, stream: Stream, learner: Learner, layout: Layout) -> RowExchange:
+    def _exchange(self, stream: Stream, learner: Learner, layout: Layout) -> DealtRows:
         """Return what pulls and pushes the rows of the job's tables."""
         if self._rows is None:
             tables = tables_from_proto(self._described, (tensor.name for tensor in layout.tensors))
             if tables != learner.tables:
                 raise TaskError(f"the job began with the tables {tables}, the task here has {learner.tables}")
-            self._rows = RowExchange(stream, tables, layout.dtype, self._chunk_bytes, partial(self._take, stream))
+            own = RowExchange(stream, tables, layout.dtype, self._chunk_bytes, partial(self._take, stream))
+            self._rows = DealtRows([own, *self._partitions.exchanges(tables, layout.dtype, self._chunk_bytes)])
         return self._rows
 
     def _new_encoder(self, layout: Layout) -> Encoder | None:

@@ -825,10 +825,12 @@ class SumUp(_message.Message):
     def __init__(self, apply: _Optional[_Union[Apply, _Mapping]] = ...) -> None: ...
 
 class Sums(_message.Message):
-    __slots__ = ("values",)
+    __slots__ = ("values", "rows")
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     values: bytes
-    def __init__(self, values: _Optional[bytes] = ...) -> None: ...
+    rows: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[bytes] = ..., rows: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Counted(_message.Message):
     __slots__ = ("shard", "epoch", "step", "version", "samples")
@@ -877,23 +879,29 @@ class Over(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("version", "bytes_received", "bytes_sent")
+    __slots__ = ("version", "bytes_received", "bytes_sent", "table_rows")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    TABLE_ROWS_FIELD_NUMBER: _ClassVar[int]
     version: int
     bytes_received: int
     bytes_sent: int
-    def __init__(self, version: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
+    table_rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., table_rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReadRequest(_message.Message):
-    __slots__ = ("number",)
+    __slots__ = ("number", "table")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
+    table: int
+    def __init__(self, number: _Optional[int] = ..., table: _Optional[int] = ...) -> None: ...
 
 class ReadReply(_message.Message):
-    __slots__ = ("payload",)
+    __slots__ = ("rows", "payload")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    rows: TableChunk
     payload: bytes
-    def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, rows: _Optional[_Union[TableChunk, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...

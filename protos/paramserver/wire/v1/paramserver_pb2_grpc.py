@@ -527,7 +527,7 @@ class PartitionServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Read(self, request, context):
-        """Streams the parameters as they were at a Capture, once. NOT_FOUND: there is no such capture (any more).
+        """Streams the flat vector or a table as it was at a Capture, once each. NOT_FOUND: there is no such capture (any more).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from paramserver.server.place import ALONE, Place
 from paramserver.wire.errors import TensorError
 from paramserver.wire.layout import Array, is_finite
-from paramserver.wire.tables import Keys, Table, read_keys
+from paramserver.wire.tables import Keys, Table, partition_of, read_keys
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: What the rows of one contribution may take in all.
@@ -51,16 +52,21 @@ class ArrivingRows:
         self._arriving: dict[int, Arriving] = {}
 
     def take(
-        self, push: pb.PushRows, payload: memoryview, tables: Sequence[Table], dtype: np.dtype[np.generic]
+        self,
+        push: pb.PushRows,
+        payload: memoryview,
+        tables: Sequence[Table],
+        dtype: np.dtype[np.generic],
+        place: Place = ALONE,
     ) -> None:
-        """Take in one message about a shard that the worker was asked to compute."""
+        """Take in one message about a shard that the worker was asked to compute; `place` is this server's."""
         arriving = self._arriving.get(push.shard)
         if arriving is None or (arriving.epoch, arriving.step) != (push.epoch, push.step):
             arriving = self._arriving[push.shard] = Arriving(push.epoch, push.step)
         if arriving.fault is not None:
             return
         try:
-            _add(arriving, push, payload, tables, dtype)
+            _add(arriving, push, payload, tables, dtype, place)
         except TensorError as error:
             arriving.fault = error
             arriving.chunks.clear()
@@ -78,7 +84,12 @@ class ArrivingRows:
 
 
 def _add(
-    arriving: Arriving, push: pb.PushRows, payload: memoryview, tables: Sequence[Table], dtype: np.dtype[np.generic]
+    arriving: Arriving,
+    push: pb.PushRows,
+    payload: memoryview,
+    tables: Sequence[Table],
+    dtype: np.dtype[np.generic],
+    place: Place,
 ) -> None:
     if push.table >= len(tables):
         raise TensorError(f"table {push.table} does not exist; the job has {len(tables)}")
@@ -97,6 +108,7 @@ def _add(
     keys = read_keys(payload, push.count)
     if chunks and keys[0] <= chunks[-1][0][-1]:
         raise TensorError(f"key {keys[0]} follows {chunks[-1][0][-1]}; keys must rise strictly")
+    check_keys(keys, place)
     values = np.frombuffer(payload, dtype, offset=8 * push.count).reshape(push.count, table.dim)
     if not is_finite(values):
         row, column = np.argwhere(~np.isfinite(values))[0]
@@ -106,6 +118,21 @@ def _add(
         )
     chunks.append((keys, values))
     arriving.count += push.count
+
+
+def check_keys(keys: Keys, place: Place) -> None:
+    """Refuse keys whose rows are on another server.
+
+    Raises:
+        TensorError: if there is one.
+    """
+    if place.partitions == 1:
+        return
+    owners = partition_of(keys, place.partitions)
+    strange = np.flatnonzero(owners != place.partition)
+    if strange.size:
+        key, owner = keys[strange[0]], owners[strange[0]]
+        raise TensorError(f"the row of key {key} is on partition {owner} of {place.partitions}; this is {place}")
 
 
 def _joined(chunks: list[tuple[Keys, Array]]) -> tuple[Keys, Array]:

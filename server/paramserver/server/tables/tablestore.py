@@ -9,10 +9,11 @@ import numpy as np
 
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import make_optimizer
+from paramserver.server.place import Place
 from paramserver.server.store import CHUNK_BYTES
-from paramserver.server.tables.arriving import Parts
+from paramserver.server.tables.arriving import Parts, check_keys
 from paramserver.server.tables.rows import Bounds, Contents, Rows
-from paramserver.server.update import how
+from paramserver.server.update import how, mean_scale
 from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
@@ -22,23 +23,29 @@ from paramserver.wire.tables import Keys, Table, check_job, read_keys
 class TableStore:
     """What `Store` is to the dense parameters; decides nothing either.
 
+    Of several servers, `partition` holds the rows whose keys `partition_of` gives it, up to its share of the bound on
+    rows.
+
     Raises:
         JobError: if the job has what tables cannot have.
     """
 
-    def __init__(self, job: Job, tables: Mapping[str, Table], total_steps: int) -> None:
+    def __init__(self, job: Job, tables: Mapping[str, Table], total_steps: int, partition: int = 0) -> None:
         check_job(job)
         self.tables = dict(tables)
         self.dtype = np.dtype(job.train.dtype).newbyteorder("<")
         self._job = job
         self._total_steps = total_steps
         optimizer = make_optimizer(job.optimizer)
-        bounds = Bounds(job.server.table_max_rows, job.server.table_max_age)
+        self.place = Place(partition, job.server.partitions)
+        bounds = Bounds(-(-job.server.table_max_rows // job.server.partitions), job.server.table_max_age)
         self._rows = [
             Rows(name, table, job.train.seed, self.dtype, optimizer, bounds) for name, table in tables.items()
         ]
         #: Whole contributions that are not applied, by shard.
         self._held: dict[int, Parts] = {}
+        #: What `sum_up` has added up for the next `apply`, by table.
+        self._summed: list[tuple[Keys, Array]] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -58,35 +65,48 @@ class TableStore:
         allowed = CHUNK_BYTES // max(8, rows.table.dim * self.dtype.itemsize)
         if rest or count > allowed:
             raise TensorError(f"{payload.nbytes} bytes of keys came; 8 for each of up to {allowed} keys are expected")
-        return rows.read(read_keys(payload, count))
+        keys = read_keys(payload, count)
+        check_keys(keys, self.place)
+        return rows.read(keys)
 
     def hold(self, shard: int, parts: Parts) -> None:
         """Take the rows of the shard's next contribution; they stay until `apply` takes them."""
         self._held[shard] = parts
 
-    def restage(self, job: Job) -> None:
+    def restage(self, job: Job, forgets: bool = True) -> None:
         """Go on under the policy of `job`, and forget the contributions that are not applied."""
-        self._job = job
-        self._held.clear()
+        self._job, self._summed = job, None
+        if forgets:
+            self._held.clear()
 
-    def apply(self, version: int, step: int, contributions: Sequence[Contribution]) -> float:
-        """Update the rows that the contributions name; return the norm of their gradient, 0 if the job needs none.
+    def sum_up(self, contributions: Sequence[Contribution]) -> list[float]:
+        """Add up the contributions that `apply` is to be given next, and return what it will."""
+        scale = mean_scale(self._job, contributions)
+        held = [self._held.pop(c.shard) for c in contributions]
+        self._summed, squares = [], [0.0]
+        for number, rows in enumerate(self._rows):
+            summed = sum_by_key([parts[number] for parts in held if number in parts], rows.table.dim, self.dtype)
+            self._summed.append(summed)
+            if self._job.stop.tolerance:
+                with np.errstate(over="ignore"):
+                    squares += np.square(np.multiply(summed[1], scale, dtype=np.float64)).sum(axis=1).tolist()
+        return exactly(squares)
+
+    def apply(self, version: int, step: int, contributions: Sequence[Contribution]) -> list[float]:
+        """Update the rows that the contributions name; return numbers that add up exactly to the sum of the squares of
+        their gradient, 0 if the job needs no norm.
 
         Contributions are added in the order given, so that the bits do not depend on the order of arrival, and
         weighted as those of the dense parameters are.
         """
+        squares = self.sum_up(contributions) if self._summed is None else []
+        assert self._summed is not None
         info, scale, freshness = how(self._job, self._total_steps, version, step, contributions)
-        held = [self._held.pop(c.shard) for c in contributions]
-        squares = 0.0
-        for number, rows in enumerate(self._rows):
-            keys, gradient = sum_by_key(
-                [parts[number] for parts in held if number in parts], rows.table.dim, self.dtype
-            )
-            if self._job.stop.tolerance:
-                squares += float(np.sum(np.square(gradient, dtype=np.float64)))
+        for rows, (keys, gradient) in zip(self._rows, self._summed, strict=True):
             gradient *= scale * freshness
             rows.update(keys, gradient, info)
-        return scale * math.sqrt(squares)
+        self._summed = None
+        return squares
 
     def contents(self) -> dict[str, Contents]:
         """Return copies of all tables, by name."""
@@ -98,6 +118,22 @@ class TableStore:
             rows.restore(contents[rows.name])
 
 
+def exactly(values: Sequence[float]) -> list[float]:
+    """Return the fewest numbers whose exact sum is that of the values, the rounded sum first.
+
+    So the sum of several such lists, rounded once, does not depend on how the values were dealt to them.
+
+    Source: Shewchuk, "Adaptive Precision Floating-Point Arithmetic and Fast Robust Geometric Predicates", 1997, whose
+    expansions these are.
+    """
+    if not all(map(math.isfinite, values)):
+        return [math.inf]
+    found = [math.fsum(values)]
+    while math.isfinite(found[-1]) and (rest := math.fsum([*values, *(-part for part in found)])):
+        found.append(rest)
+    return found
+
+
 def sum_by_key(parts: Sequence[tuple[Keys, Array]], dim: int, dtype: np.dtype[np.generic]) -> tuple[Keys, Array]:
     """Return the keys of all parts, sorted, and for each the sum of its rows in the order of the parts.
 
@@ -105,7 +141,8 @@ def sum_by_key(parts: Sequence[tuple[Keys, Array]], dim: int, dtype: np.dtype[np
     """
     if len(parts) == 1:
         keys, values = parts[0]
-        return keys, values.copy()
+        # As below −0 becomes 0: on another number of servers these parts may be among several.
+        return keys, values + dtype.type(0)
     keys = np.unique(np.concatenate([keys for keys, _ in parts])) if parts else np.empty(0, np.int64)
     total = np.zeros((keys.size, dim), dtype)
     for own, values in parts:
