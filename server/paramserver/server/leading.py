@@ -256,7 +256,9 @@ class LeadingRun(Run):
             case ev.Apply():
                 effect = await self._apply_there(effect)
             case ev.CombineSurveys():
-                self._carry_out(effect)
+                broken = self._carry_out(effect)
+                if broken is not None:
+                    return broken
                 order = pb.Order(prepare=pb.Prepare(total_steps=self.engine.total_steps))
                 await asyncio.gather(*(link.ask("prepared", order) for link in self._links))
                 return None

@@ -18,23 +18,21 @@ from paramserver.server.provenance import Provenance
 from paramserver.server.session import Gate, Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot, named
 from paramserver.server.store import CHUNK_BYTES, Store, draft_of
+from paramserver.server.surveys import Surveys, moments_of
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.tablestore import TableStore
 from paramserver.server.waypoints import Waypoints
-from paramserver.wire.errors import JobError, ParamserverError, ProtocolError, StateError, TensorError
+from paramserver.wire.errors import DataError, JobError, ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout, is_finite, read_values
-from paramserver.wire.moments import Moments, combine
+from paramserver.wire.moments import Moments
 from paramserver.wire.sharing import Segment
 from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-#: Rows, features or classes of a shard; the sums over all shards still fit 64 bits.
-MAX_COUNT = 2**40
 
 _REFUSAL_CODES = {
     ev.Code.FENCED: pb.Refusal.FENCED,
@@ -83,8 +81,7 @@ class Run:
         self.census: pb.Census | None = None
         self.moments: Moments | None = None
         self.history = History()
-        #: Surveys of the shards, in shard order once all are in.
-        self._surveys: dict[int, tuple[pb.Survey, Moments | None]] = {}
+        self._surveys = Surveys()
         #: Values of whole contributions that the engine has yet to decide on, by shard and step.
         self._arrived: dict[tuple[int, int], list[Array]] = {}
         self._arrived_rows: dict[tuple[int, int], Parts] = {}
@@ -408,24 +405,15 @@ class Run:
             raise TensorError(f"the mean gradient has norm {found:.6g}, refuse_norm is {self._refuse_norm:g}", "norm")
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
-        event = ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows)
-        moments = None
         try:
-            counts = (survey.rows, survey.features, survey.classes)
-            if not survey.rows or max(counts) > MAX_COUNT or payload.nbytes not in (0, 16 * survey.features):
-                raise TensorError(
-                    f"{survey.rows} rows, {survey.features} features, {survey.classes} classes and {payload.nbytes} "
-                    f"bytes of moments; 1 to {MAX_COUNT} rows and none or 16 bytes for each feature are expected"
-                )
-            if payload.nbytes:
-                moments = Moments.from_flat(survey.rows, np.frombuffer(payload, dtype="<f8"))
+            moments = moments_of(survey, payload)
         except ParamserverError as error:
             reason = f"survey of worker {session.name}, shard {survey.shard}: {error}"
             self.feed(ev.Misbehaved(session.name, survey.shard, 0, reason))
             return
         if self.engine.phase == "survey" and self.engine.admit(session.name, survey.shard, survey.epoch, 0) is None:
-            self._surveys[survey.shard] = (survey, moments)
-        self.feed(event)
+            self._surveys.hold(survey, moments)
+        self.feed(ev.Surveyed(session.name, survey.shard, survey.epoch, survey.rows))
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if initial.offset == 0:
@@ -599,27 +587,10 @@ class Run:
             _pass_over(session)
 
     def _combine_surveys(self) -> ev.Broken | None:
-        surveys = [self._surveys[shard] for shard in range(len(self.engine.shards))]
-        self._surveys.clear()
-        widths = [survey.features for survey, _ in surveys]
-        all_moments = [moments for _, moments in surveys if moments is not None]
-        if self.job.data.standardize:
-            unlike = next((shard for shard, width in enumerate(widths) if width != widths[0]), None)
-            if unlike is not None:
-                return ev.Broken(
-                    f"DataError: data.standardize needs the same features in every shard, but shard 0 has {widths[0]}"
-                    f" and shard {unlike} has {widths[unlike]}"
-                )
-            if len(all_moments) < len(surveys):
-                missing = next(shard for shard, (_, moments) in enumerate(surveys) if moments is None)
-                return ev.Broken(f"DataError: data.standardize needs the moments of shard {missing}, which sent none")
-            self.moments = combine(all_moments)
-        self.census = pb.Census(
-            rows=sum(survey.rows for survey, _ in surveys),
-            features=max(widths),
-            # One shard without class labels means that the labels are no classes.
-            classes=max(s.classes for s, _ in surveys) if all(s.classes for s, _ in surveys) else 0,
-        )
+        try:
+            self.census, self.moments = self._surveys.combine(self.job.data.standardize)
+        except DataError as error:
+            return ev.Broken(f"DataError: {error}")
         return None
 
 
