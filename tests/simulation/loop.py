@@ -77,7 +77,7 @@ class Process:
         self.delay = delay
         self.on_death: list[Action] = []
         self.errors: list[str] = []
-        self._threads: dict[int, float] = {}
+        self._threads: dict[Any, float] = {}
 
     def run(self, action: Action) -> None:
         """Run code of this process and all that it puts into its event loop at once."""
@@ -130,14 +130,14 @@ class Process:
         future: asyncio.Future[Any] = self.loop.create_future()
         in_loop = self.io_time
         # A pool of one thread: one thing after the other.
-        self.io_time = max(self.clock.now, self._threads.get(id(executor), 0.0)) + self.delay()
+        self.io_time = max(self.clock.now, self._threads.get(executor, 0.0)) + self.delay()
         result, error = None, None
         try:
             result = function(*arguments)
         except Exception as raised:
             error = raised
         end, self.io_time = self.io_time, in_loop
-        self._threads[id(executor)] = end
+        self._threads[executor] = end
 
         def done() -> None:
             if future.cancelled():

@@ -85,6 +85,7 @@ def surroundings(
             put(module, "os", Os(disk, rng))
         # SQLite does its own input and output, and no θ depends on what is noted there.
         put(shell, "Provenance", _NoNotes)
+        put(shell, "gc", SimpleNamespace(collect=lambda: 0))
         put(saver, "ThreadPoolExecutor", _NoThread)
         put(snapshots, "fcntl", Flock(disk))
         Path.disk = disk
