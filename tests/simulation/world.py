@@ -421,7 +421,7 @@ class World:
             if shape.flat(theta).tobytes() != held.tobytes():
                 raise Violation("θ changed under a worker's hands")
             count = samples(shard, step)
-            views = shape.layout.views(contribution(shape, held, version, shard, step, number) / count)
+            views = shape.views(contribution(shape, held, version, shard, step, number) / count)
             return Gradient(loss(shape, held, shard, step), views, count)
 
         return compute
