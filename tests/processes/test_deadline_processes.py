@@ -90,7 +90,8 @@ def test_a_frozen_worker_is_noticed_after_three_heartbeats_that_fit_its_steps(cl
     assert seconds_until(control, {"w1"}) < 1.5 + SLACK_S
     assert {w.name: w.state for w in control.status().workers} == {"w0": "silent", "w1": "ready"}
     os.kill(frozen.pid, signal.SIGCONT)
-    control.when(lambda status: status.rejected["fenced"] >= 1)
+    # Another worker had the shard, and may have been through with the step.
+    control.when(lambda status: status.rejected["fenced"] + status.rejected["duplicate"] >= 1)
     assert seconds_until(control, {"w0", "w1"}) < 10
     # Honest workers in their ordinary course are never taken for silent.
     epochs = {s.epoch for s in control.status().shards}
