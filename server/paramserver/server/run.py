@@ -17,7 +17,7 @@ from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.provenance import Provenance
 from paramserver.server.session import Gate, Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot, named
-from paramserver.server.store import CHUNK_BYTES, Store
+from paramserver.server.store import CHUNK_BYTES, Store, draft_of
 from paramserver.server.surveys import Surveys, moments_of
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.tablestore import TableStore
@@ -147,8 +147,9 @@ class Run:
     async def capture(self) -> tuple[int, AsyncIterator[memoryview]]:
         """Return the version of θ as it is now, and its bytes piece by piece, whatever happens to it meanwhile."""
         assert self.store is not None
-        # θ moves on while its pieces travel, so they are cut from a copy.
-        return self.store.version, in_chunks(self.store.theta.tobytes())
+        values = self.store.theta.view(np.uint8)
+        # While θ moves on, its pieces are cut from a copy.
+        return self.store.version, in_chunks((values if self.engine.ended else values.copy()).data)
 
     def feed(self, event: ev.Event) -> None:
         """Let the engine handle an event and carry out what it asks for.
@@ -303,6 +304,7 @@ class Run:
             if push.shared:
                 self._take_shared(self.store, session, incoming)
             else:
+                self.store.was_answered()
                 self._take_chunk(self.store, incoming, offset, payload)
             is_whole = incoming.next_offset == self.store.layout.size
             if is_whole and self._refuse_norm:
@@ -417,7 +419,7 @@ class Run:
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if initial.offset == 0:
-            session.initial, session.initial_layout = [], list(initial.tensors)
+            session.initial, session.initial_layout = None, list(initial.tensors)
             session.initial_tables = list(initial.tables)
         refusal = self.engine.admit(session.name, initial.shard, initial.epoch, 0)
         if refusal is not None or self.engine.phase != "initialise":
@@ -430,7 +432,7 @@ class Run:
                 raise TensorError("server.durability = 'log' does not hold the rows of tables; use 'snapshot'")
             tables = TableStore(self.job, described, self.engine.total_steps) if described else None
             values = read_values(payload, layout.dtype, initial.offset, layout.size)
-            held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
+            held = 0 if session.initial is None else session.initial.written
             if initial.offset < held:
                 # A chunk that came twice.
                 return
@@ -438,15 +440,21 @@ class Run:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):
                 raise TensorError(_where_not_finite(layout, initial.offset, values))
+            # Where they will stay: as messages they would be here a second time.
+            session.initial = session.initial or draft_of(layout)
+            session.initial.append(values)
+            is_whole = session.initial.written == layout.size
+            if is_whole:
+                self.store = Store(self.job, layout, session.initial, self.engine.total_steps)
+                self.tables, session.initial = tables, None
         except (TensorError, JobError) as error:
             self.feed(ev.Failed(session.name, str(error)))
             return
-        # θ is allocated only once its bytes are really here, not when a peer announces them.
-        session.initial.append(payload)
-        if held + values.size == layout.size:
-            pieces = (np.frombuffer(piece, dtype=layout.dtype) for piece in session.initial)
-            self.store, self.tables = Store(self.job, layout, pieces, self.engine.total_steps), tables
-            session.initial = []
+        except (OSError, MemoryError) as error:
+            session.initial = None
+            self.feed(ev.Broken(f"there is no room for {layout.size:,} parameters: {error}"))
+            return
+        if is_whole:
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
         else:
             self.feed(ev.Heard(session.name))
@@ -588,7 +596,7 @@ class Run:
         return None
 
 
-async def in_chunks(data: bytes) -> AsyncIterator[memoryview]:
+async def in_chunks(data: bytes | memoryview) -> AsyncIterator[memoryview]:
     """Yield the bytes in pieces that fit a message."""
     view = memoryview(data)
     for start in range(0, len(view), CHUNK_BYTES):

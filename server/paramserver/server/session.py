@@ -11,7 +11,7 @@ from typing import Protocol
 from paramserver.server.events import Contribution
 from paramserver.server.tables.arriving import Arriving, ArrivingRows
 from paramserver.wire.layout import Array
-from paramserver.wire.sharing import Segment
+from paramserver.wire.sharing import Draft, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Answers that may wait for a worker; an honest one reads them, so one that lets them pile up is cut off.
@@ -58,8 +58,8 @@ class Session:
     incoming: Incoming | None = None
     #: (shard, epoch, step) of a push that was refused at its first chunk; its other chunks are passed over.
     discarding: tuple[int, int, int] | None = None
-    #: Initial parameters in progress.
-    initial: list[memoryview] = field(default_factory=list)
+    #: Initial parameters in progress; None before the first chunk.
+    initial: Draft | None = None
     initial_layout: list[pb.Tensor] = field(default_factory=list)
     initial_tables: list[pb.Table] = field(default_factory=list)
     #: Rows of tables that came ahead of pushes which have not begun.
@@ -137,7 +137,7 @@ class Session:
 
     def end(self) -> None:
         """Let go of what the worker shared, and of the stream, which holds this; not only at the next collection."""
-        self.slots = {}
+        self.slots, self.initial = {}, None
         self.cut = lambda: None
 
     async def next_answer(self) -> Sequence[bytes] | None:
@@ -152,7 +152,7 @@ class Session:
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""
         self.incoming = self.discarding = self.held = None
-        self.initial, self.initial_layout, self.initial_tables = [], [], []
+        self.initial, self.initial_layout, self.initial_tables = None, [], []
         self.rows = ArrivingRows()
         self.slots, self.asked = {}, {}
         self.knows_census = self.knows_layout = False

@@ -88,10 +88,19 @@ class TrainingService:
 
 async def _write(session: Session, context: Context) -> None:
     """Send what the session has to say, until the stream is to end; then end it, which ends the reading too."""
-    while (answer := await session.next_answer()) is not None:
-        for message in answer:
-            await context.write(message)
+    while await _write_answer(session, context):
+        # Nothing is held on to here: an answer can be as large as θ, and the next one may be long in coming.
+        pass
     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server has ended the stream")
+
+
+async def _write_answer(session: Session, context: Context) -> bool:
+    answer = await session.next_answer()
+    if answer is None:
+        return False
+    for message in answer:
+        await context.write(message)
+    return True
 
 
 def _retrieve(writer: asyncio.Task[None]) -> None:

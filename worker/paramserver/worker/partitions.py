@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from paramserver.wire import sharing
 from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.mosaic import Mosaic
@@ -130,8 +131,16 @@ class Partitions:
         return placed
 
     async def join(self, join: pb.Join) -> None:
-        """Join all of them: before the coordinator, so that whoever has joined there has joined everywhere."""
-        await asyncio.gather(*(other.join(self.place(join, n)) for n, other in enumerate(self._others, start=1)))
+        """Join all of them: before the coordinator, so that whoever has joined there has joined everywhere.
+
+        Raises:
+            grpc.RpcError: if one does not take the worker: of several that do not, what the first of them says.
+            ProtocolError: if one answers anything else.
+        """
+        joins = (other.join(self.place(join, n)) for n, other in enumerate(self._others, start=1))
+        for outcome in await asyncio.gather(*joins, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     def check(self, welcome: pb.Welcome, address: str) -> None:
         """Check that all belong to the coordinator at `address`, which has sent this welcome.
@@ -143,15 +152,13 @@ class Partitions:
             if other.welcome.cluster != welcome.cluster:
                 raise PeerGone(f"{other.stream.address} is not led by {address}, or not yet again")
 
-    def proofs(self) -> list[bytes] | None:
-        """Return what proves to each of them that this process sees its memory; None if it does not see all."""
-        found = []
-        for other in self._others:
-            proof = prove(other.welcome)
-            if proof is None:
-                return None
-            found.append(proof)
-        return found
+    def proofs(self) -> list[bytes]:
+        """Return what proves to each of them that this process sees its memory.
+
+        Raises:
+            ProtocolError: if it does not see that of all.
+        """
+        return [prove(other.welcome, other.stream.address) for other in self._others]
 
     async def share(self, proofs: Sequence[bytes]) -> None:
         """Prove it to all of them."""
@@ -203,15 +210,23 @@ class Partitions:
             yield other, part, flat[part.start : part.start + part.size]
 
 
-def prove(welcome: pb.Welcome) -> bytes | None:
-    """Return the random bytes of a server's memory, if this process sees them."""
+def prove(welcome: pb.Welcome, address: str) -> bytes:
+    """Return the random bytes of a server's memory.
+
+    Raises:
+        ProtocolError: if this process does not see them, with the reason.
+    """
+    if not sharing.AVAILABLE:
+        raise ProtocolError("this system has no memory that processes can share without a name (memfd_create)")
     if not welcome.HasField("probe"):
-        return None
+        raise ProtocolError(f"the server at {address} offers no shared memory")
     probe = welcome.probe
     try:
         return Segment.open(probe.pid, probe.descriptor, PROBE_BYTES, np.dtype(np.uint8)).values.tobytes()
-    except ProtocolError:
-        return None
+    except ProtocolError as error:
+        raise ProtocolError(
+            f"the server at {address} is on another machine, in another container or another user's ({error})"
+        ) from None
 
 
 def in_chunks(flat: Array, chunk_bytes: int) -> list[tuple[int, Array]]:
