@@ -72,6 +72,9 @@ class Pipe:
             self._shell.take(self.session, message, view)
         await asyncio.sleep(0)
 
+    async def share(self, proof: bytes, _takes_pipes: bool) -> None:
+        await self.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         assert self.session is not None
         while not self._ready:
@@ -197,7 +200,7 @@ class Servers:
 
     async def work(self, name: str, compute: Compute) -> None:
         """Be a worker that comes back whenever a server has sent it away."""
-        trainer = Trainer(Identity(name), compute=compute, may_share=self._shares)
+        trainer = Trainer(Identity(name), compute=compute, transport="auto" if self._shares else "stream")
         while True:
             pipes = [Pipe(shell, str(n), self._shares) for n, shell in enumerate(self._shells)]
             self._pipes[name] = pipes

@@ -36,7 +36,6 @@ class Training:
         self.take(pb.WorkerMessage(initial=pb.Initial(shard=0, epoch=1, tensors=tensors)), 1.0, 2.0)
         self.read()
         self.take(pb.WorkerMessage(pull=pb.PullWork()))
-        assert self.run.engine.phase == "train"
         self.read()
 
     def push(self, step: int) -> None:
@@ -61,7 +60,7 @@ def test_an_update_that_fails_ends_the_job_with_the_reason(
     training.read()
     store = training.run.store
     assert store is not None
-    before = int(store._segment.sequence[0]) if store._segment is not None else 0
+    before = int(store._segment.sequence[0])
     assert store.is_whole
 
     def fail(*_: object) -> None:
@@ -76,13 +75,23 @@ def test_an_update_that_fails_ends_the_job_with_the_reason(
     assert [(e.status, e.reason) for e in ended] == [("failed", engine.reason)]
     assert "no room for the gradient" in caplog.text
     # A reader of the shared memory must not wait for the end of this update.
-    if store._segment is not None:
-        assert int(store._segment.sequence[0]) == before + 2
+    assert int(store._segment.sequence[0]) == before + 2
     assert not store.is_whole, "θ may be changed in part"
     assert training.run.snapshot().parameters is None, "and must not be kept"
     # The server goes on: what still comes is refused, not a new failure.
     training.push(2)
     assert engine.phase == "failed"
+
+
+def test_parameters_for_which_there_is_no_room_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("paramserver.wire.sharing.os.pwrite", refuse)
+    monkeypatch.setattr("paramserver.wire.sharing.AVAILABLE", True)
+    training = Training()
+    assert training.run.engine.phase == "failed"
+    assert "there is no room for 2 parameters: [Errno 28] No space left on device" in training.run.engine.reason
 
 
 def test_a_failure_between_two_updates_ends_the_job_too(monkeypatch: pytest.MonkeyPatch) -> None:

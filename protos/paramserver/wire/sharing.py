@@ -50,7 +50,7 @@ class Segment:
 
     def __init__(self, descriptor: int, memory: mmap.mmap, size: int, dtype: np.dtype[Any], start: int = 0) -> None:
         self._memory = memory
-        #: In the owner's table; -1 for a segment of another process.
+        #: In the owner's table; -1 for a segment of another process, and where the system has no such memory.
         self.descriptor = descriptor
         #: The shared vector.
         self.values: Array = np.frombuffer(memory, dtype=dtype, count=size, offset=_first_byte(start, dtype))
@@ -66,18 +66,7 @@ class Segment:
         Raises:
             OSError: if there is not enough memory.
         """
-        length = _first_byte(start, dtype) + size * dtype.itemsize
-        descriptor = os.memfd_create("paramserver", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.fchmod(descriptor, 0o600)
-            os.posix_fallocate(descriptor, 0, length)
-            memory = mmap.mmap(descriptor, length)
-            seals = _SEAL_SHRINK | _SEAL_GROW | (_SEAL_FUTURE_WRITE if owner_writes_only else 0)
-            fcntl.fcntl(descriptor, _ADD_SEALS, seals | _SEAL_SEAL)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return cls(descriptor, memory, size, dtype, start)
+        return Draft(size, dtype, start).finish(owner_writes_only)
 
     @classmethod
     def open(cls, pid: int, descriptor: int, size: int, dtype: np.dtype[Any], start: int = 0) -> Segment:
@@ -125,6 +114,60 @@ class Segment:
             elif time.monotonic() - since > STUCK_S:
                 raise PeerGone(f"the owner of shared memory stopped in the middle of change {before // 2 + 1} of it")
             os.sched_yield()
+
+
+class Draft:
+    """A segment in the making: it takes no more memory than has been written to it.
+
+    So whoever announces a large vector gets nothing for it that he does not fill. Where the system has no memory of the
+    kind that can be shared, the segment will be private.
+
+    Raises:
+        OSError: if there is not enough memory, here and in every method.
+    """
+
+    def __init__(self, size: int, dtype: np.dtype[Any], start: int = 0) -> None:
+        self._size, self._dtype, self._start = size, dtype, start
+        self._first = _first_byte(start, dtype)
+        self._length = self._first + size * dtype.itemsize
+        #: Elements that have been written.
+        self.written = 0
+        self._descriptor = -1
+        self._memory: mmap.mmap | None = None
+        if AVAILABLE:
+            self._descriptor = os.memfd_create("paramserver", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.fchmod(self._descriptor, 0o600)
+        else:
+            # Only addresses, as long as nothing is written there.
+            self._memory = mmap.mmap(-1, self._length)
+
+    def append(self, values: Array) -> None:
+        """Write the next elements; those of all calls are at most `size`."""
+        rest = values.view(np.uint8).data
+        place = self._first + self.written * self._dtype.itemsize
+        if self._memory is not None:
+            self._memory[place : place + len(rest)] = rest
+        else:
+            # Not through a mapping: there a lack of memory would end the process.
+            while rest:
+                done = os.pwrite(self._descriptor, rest, place)
+                rest, place = rest[done:], place + done
+        self.written += values.size
+
+    def finish(self, owner_writes_only: bool = False) -> Segment:
+        """Return the segment, with zeros where nothing was written."""
+        memory = self._memory
+        if memory is None:
+            os.posix_fallocate(self._descriptor, 0, self._length)
+            memory = mmap.mmap(self._descriptor, self._length)
+            seals = _SEAL_SHRINK | _SEAL_GROW | (_SEAL_FUTURE_WRITE if owner_writes_only else 0)
+            fcntl.fcntl(self._descriptor, _ADD_SEALS, seals | _SEAL_SEAL)
+        descriptor, self._descriptor = self._descriptor, -1
+        return Segment(descriptor, memory, self._size, self._dtype, self._start)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def open_sealed(pid: int, descriptor: int, length: int) -> int:

@@ -338,7 +338,7 @@ class LeadingRun(Run):
         return [await link.begin_to_ask("saved", order) for link in self._links]
 
 
-async def _joined(own: bytes, others: Sequence[AsyncIterator[pb.ReadReply]]) -> AsyncIterator[memoryview]:
+async def _joined(own: memoryview, others: Sequence[AsyncIterator[pb.ReadReply]]) -> AsyncIterator[memoryview]:
     async for piece in in_chunks(own):
         yield piece
     for replies in others:

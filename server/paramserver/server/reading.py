@@ -20,13 +20,16 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 class Copied(NamedTuple):
     """A copy of what one server holds of θ."""
 
-    theta: bytes
+    theta: memoryview
     tables: list[Contents]
 
     @classmethod
-    def of(cls, store: Store, tables: TableStore | None) -> Self:
-        """Copy it as it is now."""
-        return cls(store.theta.tobytes(), [] if tables is None else list(tables.contents().values()))
+    def of(cls, store: Store, tables: TableStore | None, stays: bool = False) -> Self:
+        """Copy it as it is now, the flat vector only if it does not stay so."""
+        values = store.theta.view(np.uint8)
+        return cls(
+            (values if stays else values.copy()).data, [] if tables is None else list(tables.contents().values())
+        )
 
 
 class Piece(NamedTuple):
@@ -51,11 +54,10 @@ class Captured(NamedTuple):
     tables: list[AsyncIterator[Piece]]
 
 
-async def in_chunks(data: bytes) -> AsyncIterator[memoryview]:
+async def in_chunks(data: memoryview) -> AsyncIterator[memoryview]:
     """Yield the bytes in pieces that fit a message."""
-    view = memoryview(data)
-    for start in range(0, len(view), CHUNK_BYTES):
-        yield view[start : start + CHUNK_BYTES]
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
 
 
 async def stream(contents: Contents) -> AsyncIterator[Piece]:

@@ -18,7 +18,7 @@ from paramserver.server.provenance import Provenance
 from paramserver.server.reading import Captured, Copied, in_chunks, stream
 from paramserver.server.session import Gate, Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot, named
-from paramserver.server.store import Store
+from paramserver.server.store import Store, draft_of
 from paramserver.server.surveys import Surveys, moments_of
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.tablestore import TableStore
@@ -153,7 +153,8 @@ class Run:
     async def capture(self) -> Captured:
         """Return θ as it is now, whatever happens to it meanwhile."""
         assert self.store is not None
-        copied = Copied.of(self.store, self.tables)
+        # Once all is over, θ stays as it is.
+        copied = Copied.of(self.store, self.tables, stays=self.engine.ended)
         return Captured(self.store.version, in_chunks(copied.theta), [stream(table) for table in copied.tables])
 
     def feed(self, event: ev.Event) -> None:
@@ -257,6 +258,8 @@ class Run:
         share, rest = divmod(payload.nbytes, len(pushes)) if pushes else (0, 1)
         if rest:
             raise ProtocolError(f"worker {session.name} sent {payload.nbytes} bytes for {len(pushes)} contributions")
+        if len(pushes) > 1 and len({push.shard for push in pushes}) < len(pushes):
+            raise ProtocolError(f"worker {session.name} sent two contributions of one shard in one message")
         session.received += payload.nbytes
         whole = []
         for index, push in enumerate(pushes):
@@ -310,6 +313,7 @@ class Run:
             if push.shared:
                 self._take_shared(self.store, session, incoming)
             elif self.store.layout.size:
+                self.store.was_answered()
                 self._take_chunk(self.store, incoming, offset, payload)
             is_whole = incoming.next_offset == self.store.layout.size
             if is_whole and self._refuse_norm:
@@ -424,7 +428,7 @@ class Run:
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if initial.offset == 0:
-            session.initial, session.initial_layout = [], list(initial.tensors)
+            session.initial, session.initial_layout = None, list(initial.tensors)
             session.initial_tables = list(initial.tables)
         refusal = self.engine.admit(session.name, initial.shard, initial.epoch, 0)
         if refusal is not None or self.engine.phase != "initialise":
@@ -436,10 +440,10 @@ class Run:
             if described and self.log is not None:
                 raise TensorError("server.durability = 'log' does not hold the rows of tables; use 'snapshot'")
             tables = TableStore(self.job, described, self.engine.total_steps, self.partition) if described else None
-            values = np.empty(0)
+            values = np.empty(0, layout.dtype)
             if layout.size:
                 values = read_values(payload, layout.dtype, initial.offset, layout.size)
-            held = sum(chunk.nbytes for chunk in session.initial) // layout.dtype.itemsize
+            held = 0 if session.initial is None else session.initial.written
             if initial.offset < held:
                 # A chunk that came twice.
                 return
@@ -447,15 +451,21 @@ class Run:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):
                 raise TensorError(_where_not_finite(layout, initial.offset, values))
+            # Where they will stay: as messages they would be here a second time.
+            session.initial = session.initial or draft_of(layout)
+            session.initial.append(values)
+            is_whole = session.initial.written == layout.size
+            if is_whole:
+                self.store = Store(self.job, layout, session.initial, self.engine.total_steps)
+                self.tables, session.initial = tables, None
         except (TensorError, JobError) as error:
             self.feed(ev.Failed(session.name, str(error)))
             return
-        # θ is allocated only once its bytes are really here, not when a peer announces them.
-        session.initial.append(payload)
-        if held + values.size == layout.size:
-            pieces = (np.frombuffer(piece, dtype=layout.dtype) for piece in session.initial)
-            self.store, self.tables = Store(self.job, layout, pieces, self.engine.total_steps), tables
-            session.initial = []
+        except (OSError, MemoryError) as error:
+            session.initial = None
+            self.feed(ev.Broken(f"there is no room for {layout.size:,} parameters: {error}"))
+            return
+        if is_whole:
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
         else:
             self.feed(ev.Heard(session.name))

@@ -15,13 +15,12 @@ from paramserver.server.elastic import Elastic
 from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
-from paramserver.wire import sharing
 from paramserver.wire.codecs import Origin, chunk_elements, pull_codec
 from paramserver.wire.errors import StateError
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
-from paramserver.wire.sharing import Segment
+from paramserver.wire.sharing import Draft
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Tensor bytes of a chunk: a power of two, so that a chunk is a whole number of blocks of the norms.
@@ -37,21 +36,17 @@ class Store:
     `theta` is one flat vector of the layout's dtype and is updated in place. What is being sent is a copy and never
     changes under the sender; who reads the shared memory either copies under the sequence lock or, in rounds of all
     shards, reads only while a contribution of its own is missing, and without it nothing is applied. `theta` in the
-    constructor are the first parameters in consecutive pieces.
+    constructor are the first parameters in consecutive pieces, or a draft of them that is complete.
     """
 
-    def __init__(self, job: Job, layout: Layout, theta: Iterable[Array], total_steps: int) -> None:
+    def __init__(self, job: Job, layout: Layout, theta: Iterable[Array] | Draft, total_steps: int) -> None:
         self.layout = layout
-        self._segment: Segment | None = None
-        if sharing.AVAILABLE:
-            self._segment = Segment.create(layout.size, layout.dtype, owner_writes_only=True, start=layout.start)
-            self.theta = self._segment.values
-        else:
-            self.theta = np.empty(layout.size, layout.dtype)
-        start = 0
-        for values in theta:
-            self.theta[start : start + values.size] = values
-            start += values.size
+        if not isinstance(theta, Draft):
+            pieces, theta = theta, draft_of(layout)
+            for values in pieces:
+                theta.append(values)
+        self._segment = theta.finish(owner_writes_only=True)
+        self.theta = self._segment.values
         self.version = 0
         self.elastic = Elastic() if job.train.local_update == "elastic" else None
         #: False once an update has failed in the middle: θ is then neither the old nor the new one.
@@ -94,8 +89,7 @@ class Store:
             self.elastic.restore(state)
         remembered = self.update.state
         self.update.state = type(remembered)(**{name: state[name] for name in remembered._fields})
-        if self._segment is not None:
-            self._segment.sequence[0] = 2 * version
+        self._segment.sequence[0] = 2 * version
 
     def contribution(self, shard: int) -> list[Array]:
         """Return all that the update by the shard's contribution alone depends on, besides θ, in pieces.
@@ -125,11 +119,9 @@ class Store:
 
     def go_back(self, job: Job, version: int, theta: Array, optimizer_state: Mapping[str, Array]) -> None:
         """Make θ what it was at `version`, by copies of θ and of its optimizer state; forget what is not applied."""
-        if self._segment is not None:
-            self._segment.sequence[0] += 1
+        self._segment.sequence[0] += 1
         np.copyto(self.theta, theta)
-        if self._segment is not None:
-            self._segment.sequence[0] += 1
+        self._segment.sequence[0] += 1
         for name, array in self.optimizer_state.items():
             np.copyto(array, optimizer_state[name])
         self.version, self._encoded = version, None
@@ -155,7 +147,7 @@ class Store:
     @property
     def shares_theta(self) -> bool:
         """Whether workers may read θ in shared memory: not where it must be known at which θ they compute."""
-        return self._segment is not None and self._compensation is None
+        return self._segment.descriptor >= 0 and self._compensation is None
 
     @property
     def compensates(self) -> bool:
@@ -184,24 +176,25 @@ class Store:
             chunks = self.elastic.distances(chunks, contributions, self.theta)
         correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
         self.is_whole = False
-        if self._segment is not None:
-            self._segment.sequence[0] += 1
+        self._segment.sequence[0] += 1
         try:
             norm = self.update.apply(self.theta, chunks, version, step, contributions, correct, whole_norm)
         finally:
             # An odd number would keep readers waiting for an end that never comes.
-            if self._segment is not None:
-                self._segment.sequence[0] += 1
+            self._segment.sequence[0] += 1
         self.is_whole = True
         self.version = version
         self._encoded = None
         return norm
 
+    def was_answered(self) -> None:
+        """Forget θ as it was sent: what comes now takes memory, and most workers have it by then."""
+        self._encoded = None
+
     def describe(self, shared: bool) -> pb.Layout:
         """Return the layout for a worker that does or does not share memory with this process."""
         layout = pb.Layout(tensors=self.layout.whole.to_proto())
         if shared and self.shares_theta:
-            assert self._segment is not None
             layout.theta.pid, layout.theta.descriptor = os.getpid(), self._segment.descriptor
             layout.moves = self.moves
         return layout
@@ -238,3 +231,8 @@ class Store:
         coded = np.empty(self._pull_codec.nbytes(values.size), np.uint8)
         self._pull_codec.encode(values, coded, Origin(0, 0, 0, start))
         return coded
+
+
+def draft_of(layout: Layout) -> Draft:
+    """Return where the first parameters of a layout are to be written, for a store to take over."""
+    return Draft(layout.size, layout.dtype, layout.start)
