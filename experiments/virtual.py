@@ -183,7 +183,7 @@ class Simulation:
             self.pushed_bytes += flat.nbytes
         else:
             self.pushed_bytes += sum(
-                piece.nbytes for _, piece in self._encoder.encode(flat, shard, step, in_place=True)
+                piece.nbytes for _, piece in self._encoder.encode(flat, shard, step, in_place=True)[0]
             )
         contribution = ev.Contribution(name, shard, assignment.epoch, step, version, samples, loss)
         if self._checked and store.update.first_not_finite(flat) is not None:

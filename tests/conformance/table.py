@@ -149,7 +149,6 @@ FEATURES = [
 ]
 
 ONE_SERVER = r"works with one server only, found server\.partitions = \d; allowed is 1"
-ONE_PARTITION = r"needs server\.partitions = 1, found \d"
 
 #: What is refused over several servers, with what is said. Whoever lifts a refusal removes its row.
 REFUSED = {
@@ -161,14 +160,6 @@ REFUSED = {
     "multi-krum": ONE_SERVER,
     "clip-contribution": ONE_SERVER,
     "refuse-norm": ONE_SERVER,
-    "bf16": ONE_PARTITION,
-    "fp16": ONE_PARTITION,
-    "int8": ONE_PARTITION,
-    "topk": ONE_PARTITION,
-    "sign": ONE_PARTITION,
-    "powersgd": ONE_PARTITION,
-    "async-topk": ONE_PARTITION,
-    "elastic": ONE_PARTITION,
 }
 
 

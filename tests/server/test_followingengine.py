@@ -34,7 +34,9 @@ def push(engine: FollowingEngine, *contributions: Contribution) -> list[Effect]:
     return engine.handle(ev.Pushed(contributions), 0.0)
 
 
-def order(engine: FollowingEngine, order: ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save) -> list[Effect]:
+def order(
+    engine: FollowingEngine, order: ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Mark | ev.GoBack
+) -> list[Effect]:
     return engine.handle(ev.Ordered(order), 0.0)
 
 
@@ -147,3 +149,31 @@ def test_in_any_order_of_arrival_the_updates_are_those_of_the_coordinator(seed: 
             applied += [e for e in engine.handle(event, 0.0) if isinstance(e, ev.Apply)]
         assert applied == orders
         assert engine.clocks == [step + 1] * shards
+
+
+def test_after_going_back_what_was_marked_is_there_again_and_nothing_else() -> None:
+    engine = make_engine(shards=1)
+    for step in range(3):
+        if step == 1:
+            order(engine, ev.Mark())
+        c = contribution(step=step, version=step)
+        push(engine, c)
+        order(engine, ev.Apply(step + 1, step + 1, (c,)))
+    push(engine, contribution(step=3, version=3))
+    assert order(engine, ev.GoBack()) == [ev.GoBack()]
+    assert (engine.version, engine.clocks, engine.era) == (1, [1], 1)
+    # The same names come again; what was held under them is not taken for them.
+    again = ev.Apply(2, 2, (contribution(step=1, version=1),))
+    assert order(engine, again) == []
+    assert push(engine, contribution(step=1, version=1))[-1] == again
+    assert order(engine, ev.GoBack()) == [ev.GoBack()]
+    assert (engine.version, engine.era) == (1, 2)
+
+
+def test_whoever_waits_for_a_version_of_an_earlier_era_is_not_kept_waiting() -> None:
+    engine = make_engine(shards=1)
+    order(engine, ev.Mark())
+    assert engine.handle(ev.Fetched("late", 3, (0,), (), 0), 0.0) == []
+    assert order(engine, ev.GoBack()) == [ev.GoBack(), ev.Supply("late", (0,))]
+    assert engine.handle(ev.Fetched("late", 1, (0,), (0,), 1), 0.0) == []
+    assert engine.handle(ev.Fetched("other", 2, (0,), (), 0), 0.0) == [ev.Supply("other", (0,))]

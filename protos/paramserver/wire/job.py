@@ -362,10 +362,6 @@ class Job(Section):
                     f"wire.{key} = {value!r} needs train.dtype = 'float32', found {self.train.dtype!r}:"
                     " a job of that precision keeps it on the wire; use 'full'"
                 )
-            if value != "full" and self.server.partitions > 1:
-                raise ValueError(
-                    f"wire.{key} = {value!r} needs server.partitions = 1, found {self.server.partitions}; use 'full'"
-                )
         if self.server.durability == "log" and self.train.local_update == "elastic":
             raise ValueError(
                 "server.durability = 'log' does not hold what shards have of their own with train.local_update ="
@@ -390,11 +386,6 @@ class Job(Section):
                 f"train.quorum = {self.train.quorum} is above data.shards = {self.data.shards}:"
                 " no round would ever close"
             )
-        if self.train.local_update == "elastic" and self.server.partitions > 1:
-            raise ValueError(
-                f"train.local_update = 'elastic' needs server.partitions = 1, found {self.server.partitions}:"
-                " a shard's own parameters are kept on one server"
-            )
         train, found = self.train, self.train.quorum or self.data.shards
         if 2 * train.trim >= found:
             raise ValueError(
@@ -416,8 +407,6 @@ class Job(Section):
             ("optimizer.name", self.optimizer.name, self.optimizer.name in ("lars", "lamb")),
             ("train.aggregate", self.train.aggregate, self.train.aggregate in ("krum", "multi_krum")),
             ("server.durability", self.server.durability, self.server.durability not in ("none", "snapshot")),
-            ("wire.push", self.wire.push, self.wire.push != "full"),
-            ("wire.pull", self.wire.pull, self.wire.pull != "full"),
             ("train.refuse_norm", self.train.refuse_norm, self.train.refuse_norm > 0),
             ("train.clip_contribution", self.train.clip_contribution, self.train.clip_contribution > 0),
         ):

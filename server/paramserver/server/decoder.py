@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paramserver.wire.codecs import decode_chunk, push_codec
+from paramserver.wire.codecs import covering, decode_chunk, push_codec
 from paramserver.wire.codecs.powersgd import PowerSGD
 from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job
@@ -12,7 +12,10 @@ from paramserver.wire.layout import Array, Layout, is_finite, read_values
 
 
 class Decoder:
-    """Reads chunks of `chunk` elements; what a push of a step must look like follows from the job alone."""
+    """Reads chunks of `chunk` elements; what a push of a step must look like follows from the job alone.
+
+    To a part of θ more may travel than it holds, see `covering`.
+    """
 
     def __init__(self, job: Job, layout: Layout, chunk: int) -> None:
         self._wire = job.wire
@@ -20,10 +23,19 @@ class Decoder:
         self._chunk = chunk
         self._codec = push_codec(job.wire)
         self._low_rank = PowerSGD(layout, job.wire.rank) if job.wire.push == "powersgd" else None
+        place = covering(layout, self._codec) if self._low_rank is None else self._low_rank.needed()
+        #: Elements that travel of a push that is not exact.
+        self._size = place.stop - place.start
+        #: How many of them lie before those that this part holds.
+        self._before = layout.start - place.start if self._low_rank is None else 0
 
     def size(self, step: int) -> int:
         """Return the number of elements that travel."""
-        return self._layout.size if self._low_rank is None or self._in_full(step) else self._low_rank.size
+        return self._layout.size if self._in_full(step) else self._size
+
+    def start(self, step: int) -> int:
+        """Return where in the whole vector the first of them is."""
+        return self._layout.start if self._in_full(step) else self._layout.start - self._before
 
     def nbytes(self, step: int) -> int:
         """Return the number of bytes that travel."""
@@ -43,7 +55,7 @@ class Decoder:
         if self._codec is None or self._in_full(step):
             values = read_values(payload, self._layout.dtype, offset, size)
             finite = is_finite(values)
-            if not finite and size < self._layout.size:
+            if not finite and not self._in_full(step):
                 # Only of the gradient itself can it be said which tensor is meant.
                 raise TensorError("a factor is not finite")
             return values, finite
@@ -55,12 +67,19 @@ class Decoder:
         Raises:
             TensorError: if a value is not finite.
         """
-        if self._low_rank is None or self._in_full(step):
+        if self._in_full(step):
             return chunks
+        if self._low_rank is None:
+            if self._size == self._layout.size:
+                return chunks
+            return self._cut(np.concatenate(chunks)[self._before : self._before + self._layout.size])
         flat = np.empty(self._layout.size, np.float32)
         self._low_rank.decode(np.concatenate(chunks), flat)
         if not is_finite(flat):
             raise TensorError("the product of the factors is not finite")
+        return self._cut(flat)
+
+    def _cut(self, flat: Array) -> list[Array]:
         return [flat[start : start + self._chunk] for start in range(0, flat.size, self._chunk)]
 
     def _in_full(self, step: int) -> bool:

@@ -51,6 +51,9 @@ class Elastic:
 
     def distances(self, chunks: Sequence[Terms], contributions: Sequence[Contribution], theta: Array) -> list[Terms]:
         """Take contributions that count now, and return samples · (θ − x) of each in their place, chunk by chunk."""
+        if not chunks:
+            # None of θ is here.
+            return []
         vectors = []
         for c, pieces in zip(contributions, zip(*chunks, strict=True), strict=True):
             # As the worker does with what it pushes, so that both have the same bits.

@@ -165,12 +165,15 @@ class Fetched(NamedTuple):
     worker: str
     version: int
     shards: tuple[int, ...]
+    #: Of these, those whose own parameters it lacks, in elastic averaging.
+    own: tuple[int, ...] = ()
+    era: int = 0
 
 
 class Ordered(NamedTuple):
     """To a partition that is led: the coordinator wants this done when its turn has come."""
 
-    order: Apply | SumUp | Restage | End | Save | Capture
+    order: Apply | SumUp | Restage | End | Save | Capture | Mark | GoBack
 
 
 class Tick(NamedTuple):
@@ -238,6 +241,7 @@ class Supply(NamedTuple):
 
     worker: str
     shards: tuple[int, ...]
+    own: tuple[int, ...] = ()
 
 
 class Save(NamedTuple):
@@ -250,6 +254,10 @@ class Capture(NamedTuple):
     """On a partition that is led: copy θ for a reader who knows the number."""
 
     number: int
+
+
+class Mark(NamedTuple):
+    """On a partition that is led: remember the state as it is now, for `GoBack`."""
 
 
 class Grant(NamedTuple):
@@ -330,4 +338,5 @@ Effect = (
     | Supply
     | Save
     | Capture
+    | Mark
 )

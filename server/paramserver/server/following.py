@@ -110,7 +110,10 @@ class FollowingRun(Run):
                     return
                 session.held = pull.held if pull.HasField("held") else None
                 session.rows.clear()
-                self.feed(ev.Fetched(session.name, pull.version, tuple(pull.shards)))
+                self.feed(ev.Fetched(session.name, pull.version, tuple(pull.shards), tuple(pull.own), pull.era))
+            case "push" if message.push.era < self.engine.era:
+                # The coordinator, to which the other part goes, says that it does not count.
+                pass
             case "pull_rows" if not session.has_begun:
                 give_up(session, message)
             case "survey" | "failure" as kind:
@@ -134,8 +137,15 @@ class FollowingRun(Run):
             case ev.Refuse(worker, shard, step, ev.Code.INVALID, reason):
                 # Who has to answer for it, the coordinator says.
                 self._tell(pb.Report(bad=pb.Bad(worker=worker, shard=shard, step=step, reason=reason)))
-            case ev.Supply(worker, shards):
-                self._supply(worker, shards)
+            case ev.Supply(worker, shards, own):
+                self._supply(worker, shards, own)
+            case ev.Mark():
+                assert self.store is not None
+                if self._waypoints is not None:
+                    self._waypoints.keep(self.engine, self.store, self._clock())
+            case ev.GoBack():
+                self._go_back()
+                self._tell(pb.Report(gone_back=pb.GoneBack()))
             case ev.SumUp(apply):
                 assert self.store is not None
                 values = self.store.sum_up(apply.contributions)
@@ -157,6 +167,8 @@ class FollowingRun(Run):
     def _restage(self, train: TrainSection) -> None:
         """Go on under another policy; unlike on the coordinator, what is held may still be asked for."""
         self.job = self.job.model_copy(update={"train": train})
+        if self._waypoints is not None:
+            self._waypoints.forget()
         if self.store is None:
             return
         incoming = self.store.incoming
@@ -167,7 +179,7 @@ class FollowingRun(Run):
         for session in self._sessions.values():
             session.knows_layout = False
 
-    def _supply(self, worker: str, shards: tuple[int, ...]) -> None:
+    def _supply(self, worker: str, shards: tuple[int, ...], own: tuple[int, ...]) -> None:
         session = self._sessions.get(worker)
         if session is None or self.store is None:
             return
@@ -179,7 +191,11 @@ class FollowingRun(Run):
         sees = session.shares_memory and self.store.shares_theta
         is_held = sees or session.held == self.store.version
         if not is_held:
-            session.sent += self.store.theta.nbytes
+            session.sent += self.store.theta_nbytes
+        for shard in own:
+            messages = self.store.own_of(shard)
+            session.sent += sum(map(len, messages))
+            session.send(*messages)
         answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True))
         session.send(*self.store.answer(answer, is_held))
 
@@ -263,6 +279,10 @@ class Follower:
             case "save":
                 common = order.save.common if order.save.HasField("common") else None
                 self.run.feed(ev.Ordered(ev.Save(common)))
+            case "mark":
+                self.run.feed(ev.Ordered(ev.Mark()))
+            case "go_back":
+                self.run.feed(ev.Ordered(ev.GoBack()))
             case "capture":
                 self.run.feed(ev.Ordered(ev.Capture(order.capture.number)))
             case "over":

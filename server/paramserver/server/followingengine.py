@@ -15,7 +15,7 @@ from paramserver.server.events import Code, Contribution, Effect
 from paramserver.server.policies import make_policy
 from paramserver.wire.job import Job
 
-Order = ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Capture
+Order = ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Capture | ev.Mark | ev.GoBack
 
 
 class FollowingEngine(Engine):
@@ -31,6 +31,10 @@ class FollowingEngine(Engine):
         self._orders: deque[Order] = deque()
         #: Who waits for a later version, by worker.
         self._fetches: dict[str, ev.Fetched] = {}
+        #: How often θ has gone back: what was computed before does not count, though versions come again.
+        self.era = 0
+        #: Version and clocks of the state to go back to.
+        self._marked = (0, list(self.clocks))
 
     def prepare(self, total_steps: int) -> None:
         """Take note that the surveys are in, and the initial parameters may come."""
@@ -114,11 +118,22 @@ class FollowingEngine(Engine):
                 case ev.Restage(train):
                     self._job = self._job.model_copy(update={"train": train})
                     self._policy = make_policy(train)
+                case ev.Mark():
+                    self._marked = self.version, list(self.clocks)
+                case ev.GoBack():
+                    self.version, self.clocks = self._marked[0], list(self._marked[1])
+                    self.era += 1
+                    self._held.clear()
                 case ev.End(_status, reason):
                     self.phase, self.reason = "done", reason
         if self.phase in ("train", "done"):
-            for worker in [name for name, fetch in self._fetches.items() if fetch.version <= self.version]:
-                effects.append(ev.Supply(worker, self._fetches.pop(worker).shards))
+            for worker in [name for name, fetch in self._fetches.items() if self._is_there(fetch)]:
+                fetch = self._fetches.pop(worker)
+                effects.append(ev.Supply(worker, fetch.shards, fetch.own))
+
+    def _is_there(self, fetch: ev.Fetched) -> bool:
+        # What is asked for from an earlier era may never come again, and will not count.
+        return fetch.version <= self.version or fetch.era < self.era
 
     def _is_due(self, order: Order) -> bool:
         match order:

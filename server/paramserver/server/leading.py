@@ -183,6 +183,12 @@ class LeadingRun(Run):
             follow_up = None if self.engine.ended else ev.Broken(reason)
         if follow_up is not None:
             await self._handle(follow_up)
+        if (
+            self._waypoints is not None
+            and self.store is not None
+            and self._waypoints.pass_by(self.job.train, self.engine, self.store, self._clock())
+        ):
+            await self._order(pb.Order(mark=pb.Mark()))
 
     async def _refuse(self, c: ev.Contribution) -> None:
         """Refuse a contribution of which nothing was taken."""
@@ -276,6 +282,14 @@ class LeadingRun(Run):
                 return None
             case ev.Restage(train):
                 await self._order(pb.Order(restage=pb.Restage(train_json=train.model_dump_json())))
+            case ev.GoBack():
+                # Once all have answered, nothing that they told of is still on its way.
+                order = pb.Order(go_back=pb.GoBack())
+                await asyncio.gather(*(link.ask("gone_back", order) for link in self._links))
+                self.era += 1
+                self._gathering = Gathering(self.job.server.partitions)
+                self._values.clear()
+                self._release()
             case ev.End(_status, reason):
                 await self._order(pb.Order(over=pb.Over(reason=reason)))
             case ev.Revoke(_worker, shard, epoch):

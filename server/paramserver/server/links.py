@@ -28,7 +28,7 @@ OPTIONS = (
 )
 
 #: Reports that answer an order, in the order of the orders; the others come by themselves.
-_ANSWERS = ("following", "begun", "prepared", "sums", "saved")
+_ANSWERS = ("following", "begun", "prepared", "sums", "saved", "gone_back")
 
 
 class Link:

@@ -98,6 +98,8 @@ class Run:
         self._waypoints = Waypoints(job.wire) if job.wire.keeps_back else None
         #: Which part of θ is here, if it is cut.
         self.partition = 0
+        #: How often θ has gone back, where others have to be told.
+        self.era = 0
 
     def _new_engine(self, job: Job, epoch: int) -> Engine:
         return Engine(job, epoch)
@@ -310,12 +312,12 @@ class Run:
                 raise TensorError("a push came before the parameters were initialised")
             if incoming is None or incoming.name != name:
                 raise TensorError(f"a push must begin at offset 0, this one came with offset {offset}")
+            is_whole = True
             if push.shared:
                 self._take_shared(self.store, session, incoming)
             elif self.store.layout.size:
                 self.store.was_answered()
-                self._take_chunk(self.store, incoming, offset, payload)
-            is_whole = incoming.next_offset == self.store.layout.size
+                is_whole = self._take_chunk(self.store, incoming, offset, payload)
             if is_whole and self._refuse_norm:
                 self._check_norm(incoming)
             # Of what the engine is about to refuse rows were passed over, which is not what is wrong with it.
@@ -340,7 +342,8 @@ class Run:
             return False
         return payload.nbytes == (store.theta.nbytes if store.decoder is None else store.decoder.nbytes(c.step))
 
-    def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> None:
+    def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> bool:
+        """Take a chunk of a contribution; say whether it was the last."""
         size, chunk = store.layout.size, store.chunk
         decoder, step = store.decoder, incoming.contribution.step
         if decoder is None:
@@ -355,11 +358,15 @@ class Run:
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
         if not finite:
-            raise TensorError(_where_not_finite(store.layout, offset, values), "not_finite")
+            start = store.layout.start if decoder is None else decoder.start(step)
+            raise TensorError(_where_not_finite(store.layout.whole, start + offset, values), "not_finite")
         incoming.next_offset += values.size
         incoming.chunks.append(values)
-        if decoder is not None and incoming.next_offset == size:
-            incoming.chunks, incoming.next_offset = decoder.whole(incoming.chunks, step), store.layout.size
+        if incoming.next_offset < size:
+            return False
+        if decoder is not None:
+            incoming.chunks = decoder.whole(incoming.chunks, step)
+        return True
 
     def _give_rows(self, session: Session, asked: pb.PullRows, payload: memoryview) -> None:
         refusal = self.engine.admit(session.name, asked.shard, asked.epoch, asked.step)
@@ -404,8 +411,8 @@ class Run:
             contribution = contribution.copy()
         offset = store.update.first_not_finite(contribution)
         if offset is not None:
-            raise TensorError(_where_not_finite(store.layout, offset, contribution[offset:]), "not_finite")
-        incoming.next_offset = contribution.size
+            start = store.layout.start + offset
+            raise TensorError(_where_not_finite(store.layout.whole, start, contribution[offset:]), "not_finite")
         incoming.chunks = store.cut(contribution)
 
     def _check_norm(self, incoming: Incoming) -> None:
@@ -450,7 +457,7 @@ class Run:
             if initial.offset != held:
                 raise TensorError(f"initial parameters came with offset {initial.offset}, {held} is expected")
             if not is_finite(values):
-                raise TensorError(_where_not_finite(layout, initial.offset, values))
+                raise TensorError(_where_not_finite(whole, layout.start + initial.offset, values))
             # Where they will stay: as messages they would be here a second time.
             session.initial = session.initial or draft_of(layout)
             session.initial.append(values)
@@ -533,6 +540,8 @@ class Run:
         work.version, work.last = grant.version, True
         if grant.heartbeat_s is not None:
             work.heartbeat_s = grant.heartbeat_s
+        if self.era:
+            work.era = self.era
         for kind, shard, epoch, step in grant.assignments:
             if self.store is not None and kind is ev.Kind.GRADIENT:
                 self.store.granted(shard)

@@ -164,7 +164,10 @@ class Store:
 
         These are the sums of squares of its blocks, float64; or where θ is cut within a block, the gradient itself.
         """
-        return self.update.sum_up(self.incoming.take([c.shard for c in contributions]), contributions)
+        chunks = self.incoming.take([c.shard for c in contributions])
+        if self.elastic is not None:
+            chunks = self.elastic.distances(chunks, contributions, self.theta)
+        return self.update.sum_up(chunks, contributions)
 
     def apply(
         self, version: int, step: int, contributions: Sequence[Contribution], whole_norm: float | None = None
@@ -172,7 +175,7 @@ class Store:
         """Update θ with the contributions, see `Update.apply`; with the norm given, those of `sum_up` before."""
         shards = [c.shard for c in contributions]
         chunks = self.incoming.take(shards) if whole_norm is None else []
-        if self.elastic is not None:
+        if self.elastic is not None and whole_norm is None:
             chunks = self.elastic.distances(chunks, contributions, self.theta)
         correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
         self.is_whole = False

@@ -39,17 +39,23 @@ class Waypoints:
         #: The version that was looked at last.
         self._seen = -1
 
-    def pass_by(self, train: TrainSection, engine: Engine, store: Store, now: float) -> None:
-        """Look at the state between two events; keep it if it is a waypoint."""
+    def pass_by(self, train: TrainSection, engine: Engine, store: Store, now: float) -> bool:
+        """Look at the state between two events; keep it if it is a waypoint, and say whether it is a new one."""
         if engine.version == self._seen or engine.phase != "train":
-            return
+            return False
         self._seen = engine.version
         if train.mode != "sync" or train.quorum or any(clock % self._window for clock in engine.clocks):
-            return
+            return False
+        return self.keep(engine, store, now)
+
+    def keep(self, engine: Engine, store: Store, now: float) -> bool:
+        """Keep the state as it is now; say whether that is another one than the last."""
         state = engine.state(now)
-        if state is not None and (self.last is None or state.version != self.last.engine.version):
-            optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
-            self.last = Waypoint(state, store.theta.copy(), optimizer_state)
+        if state is None or (self.last is not None and state.version == self.last.engine.version):
+            return False
+        optimizer_state = {name: array.copy() for name, array in store.optimizer_state.items()}
+        self.last = Waypoint(state, store.theta.copy(), optimizer_state)
+        return True
 
     def forget(self) -> None:
         """Give up the last waypoint: the job goes on under another policy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paramserver.wire.codecs import Origin, push_codec
+from paramserver.wire.codecs import Origin, covering, push_codec
 from paramserver.wire.codecs.powersgd import PowerSGD
 from paramserver.wire.errors import TaskError
 from paramserver.wire.job import Job
@@ -16,7 +16,9 @@ Piece = tuple[int, Array]
 
 
 class Encoder:
-    """Encodes the contributions of one job in chunks of `chunk` elements.
+    """Encodes the contributions of one job in chunks of `chunk` elements, for each server what concerns its part of θ.
+
+    What a value is read as does not depend on how many servers there are.
 
     What a push keeps back is held here until the next push of its shard, and nowhere else; why that is enough is told
     in docs/adr/0007-what-is-kept-back.md.
@@ -30,11 +32,19 @@ class Encoder:
         self._chunk = chunk
         self._codec = push_codec(job.wire)
         self._low_rank = PowerSGD(layout, job.wire.rank) if job.wire.push == "powersgd" else None
-        #: By shard.
+        parts = layout.cut(job.server.partitions)
+        #: Of the vector, for each server: what it holds, and what has to travel for that.
+        self._own = [slice(part.start, part.start + part.size) for part in parts]
+        self._covering = [covering(part, self._codec) for part in parts]
+        #: Of the vector of factors.
+        self._needed = []
+        if self._low_rank is not None:
+            self._needed = [PowerSGD(part, job.wire.rank).needed() for part in parts]
         self._kept: dict[int, Feedback] = {}
 
-    def encode(self, flat: Array, shard: int, step: int, in_place: bool = False) -> list[Piece]:
-        """Return the pieces of a finite contribution; with `in_place`, `flat` then holds what they will be read as.
+    def encode(self, flat: Array, shard: int, step: int, in_place: bool = False) -> list[list[Piece]]:
+        """Return for each server the pieces of a finite contribution; with `in_place`, `flat` then holds what they will
+        be read as.
 
         Without, what it holds then is of no use.
 
@@ -53,12 +63,12 @@ class Encoder:
             np.copyto(flat, kept.rest)
             del self._kept[shard]
             self._check(flat, flat, 0, what)
-            return self._cut(flat)
+            return self._pieces(flat, self._own)
         if self._low_rank is not None:
             coded, kept.qs = self._low_rank.encode(kept.rest, kept.qs)
             self._low_rank.decode(coded, flat)
             self._check(kept.rest, flat, 0, what)
-            pieces = self._cut(coded)
+            pieces = self._pieces(coded, self._needed)
         else:
             pieces = self._code(kept.rest, shard, step, what)
             self._decode(pieces, flat)
@@ -77,29 +87,37 @@ class Encoder:
         kept.next_step = step + 1
         return kept
 
-    def _code(self, values: Array, shard: int, step: int, what: str) -> list[Piece]:
+    def _code(self, values: Array, shard: int, step: int, what: str) -> list[list[Piece]]:
         codec = self._codec
         assert codec is not None
-        chunks = self._cut(values)
-        coded = np.empty(sum(codec.nbytes(chunk.size) for _, chunk in chunks), np.uint8)
-        pieces, begin = [], 0
-        for start, chunk in chunks:
-            piece = coded[begin : begin + codec.nbytes(chunk.size)]
-            begin += piece.size
-            if not codec.encode(chunk, piece, Origin(self._seed, shard, step, start)):
-                decoded = np.empty_like(chunk)
-                codec.decode(piece.data, decoded)
-                self._check(chunk, decoded, start, what)
-            pieces.append((start, piece))
-        return pieces
+        found = []
+        for place, chunks in zip(self._covering, self._pieces(values, self._covering), strict=True):
+            coded = np.empty(sum(codec.nbytes(chunk.size) for _, chunk in chunks), np.uint8)
+            pieces, begin = [], 0
+            for start, chunk in chunks:
+                piece = coded[begin : begin + codec.nbytes(chunk.size)]
+                begin += piece.size
+                if not codec.encode(chunk, piece, Origin(self._seed, shard, step, place.start + start)):
+                    decoded = np.empty_like(chunk)
+                    codec.decode(piece.data, decoded)
+                    self._check(chunk, decoded, place.start + start, what)
+                pieces.append((start, piece))
+            found.append(pieces)
+        return found
 
-    def _decode(self, pieces: list[Piece], out: Array) -> None:
+    def _decode(self, found: list[list[Piece]], out: Array) -> None:
         assert self._codec is not None
-        for (_, piece), (_, chunk) in zip(pieces, self._cut(out), strict=True):
-            self._codec.decode(piece.data, chunk)
+        for pieces, chunks in zip(found, self._pieces(out, self._covering), strict=True):
+            for (_, piece), (_, chunk) in zip(pieces, chunks, strict=True):
+                self._codec.decode(piece.data, chunk)
 
-    def _cut(self, vector: Array) -> list[Piece]:
-        return [(start, vector[start : start + self._chunk]) for start in range(0, vector.size, self._chunk)]
+    def _pieces(self, vector: Array, places: list[slice]) -> list[list[Piece]]:
+        """Cut these places of a vector in chunks, which are counted from the beginning of each."""
+        size = self._chunk
+        return [
+            [(start, own[start : start + size]) for start in range(0, own.size, size)]
+            for own in (vector[place] for place in places)
+        ]
 
     def _check(self, values: Array, decoded: Array, start: int, what: str) -> None:
         """Refuse what is not finite behind the codec; `start` is the index of the first value."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from paramserver.wire import sharing
+from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.mosaic import Mosaic
@@ -57,15 +58,27 @@ class Partition:
         self._memory = self._theta = self._held = None
         self._job_id = job_id
 
-    async def fetch(self, version: int, shards: Sequence[int], part: Layout, out: Array, mosaic: Mosaic | None) -> None:
-        """Have its part of θ in `out`, at `version` or the first later one that it has.
+    async def fetch(
+        self,
+        wanted: pb.PullWork,
+        part: Layout,
+        out: Array,
+        mosaic: Mosaic | None,
+        own: Mapping[int, Array],
+        codec: Codec | None,
+    ) -> bool:
+        """Have its part of θ in `out`, at the wanted version or the first later one that it has, and its part of the
+        vectors in `own` by shard; say whether all is finite.
 
         With a mosaic, of which `out` is a slice, memory that is shared is shown there and not copied.
 
         Raises:
             WorkGivenUp: if the job is over.
         """
-        pull = pb.PullWork(version=version, shards=shards, job_id=self._job_id)
+        finite = True
+        pull = pb.PullWork()
+        pull.CopyFrom(wanted)
+        pull.job_id = self._job_id
         if self._held is not None:
             pull.held = self._held
         await self.stream.send(pb.WorkerMessage(pull=pull))
@@ -75,14 +88,15 @@ class Partition:
                 case "work":
                     work = message.work
                     if payload.nbytes:
-                        values = read_values(payload, part.dtype, work.offset, part.size)
-                        out[work.offset : work.offset + values.size] = values
+                        finite = read_into(out, work.offset, payload, codec) and finite
                     if work.last:
                         if self._memory is not None:
                             self._show(self._memory, part, out, mosaic)
                         else:
                             self._held = work.version
-                        return
+                        return finite
+                case "own" if message.own.shard in own:
+                    read_into(own[message.own.shard], message.own.offset, payload, None)
                 case "ended" if message.ended.job_id == self._job_id:
                     raise WorkGivenUp(asks_again=False)
                 case _:
@@ -121,7 +135,7 @@ class Partition:
             self._theta = Segment.open(memory.pid, memory.descriptor, part.size, part.dtype, part.start)
         self._theta.copy_whole(out)
 
-    async def push(self, push: pb.Push, values: Array, chunk_bytes: int, rows: int) -> None:
+    async def push(self, push: pb.Push, pieces: Sequence[tuple[int, Array]], rows: int) -> None:
         """Bring its part of a contribution, to which so many rows belong; `push` is that of the coordinator, and stays
         as it is."""
         message = pb.WorkerMessage(push=push)
@@ -129,9 +143,9 @@ class Partition:
         if push.shared:
             await self.stream.send(message)
             return
-        for start, chunk in in_chunks(values, chunk_bytes):
+        for start, piece in pieces:
             message.push.offset = start
-            await self.stream.send(message, chunk)
+            await self.stream.send(message, piece)
 
 
 class Partitions:
@@ -141,8 +155,8 @@ class Partitions:
         self._others = [Partition(stream) for stream in streams]
         self._parts: list[Layout] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._others)
+    def __len__(self) -> int:
+        return len(self._others)
 
     def place(self, join: pb.Join, partition: int = 0) -> pb.Join:
         """Return the first message to a server, which says what the worker takes it for."""
@@ -205,25 +219,44 @@ class Partitions:
         """Return the coordinator's part of a vector."""
         return flat[: self._parts[0].start] if self._parts else flat
 
-    async def fetch(self, work: pb.Work, flat: Array, mosaic: Mosaic | None) -> None:
-        """Bring the rest of θ to the version of the work, or a later one."""
+    async def fetch(
+        self,
+        work: pb.Work,
+        flat: Array,
+        mosaic: Mosaic | None,
+        own: Mapping[int, Array],
+        codec: Codec | None,
+    ) -> bool:
+        """Bring the rest of θ to the version of the work, or a later one, and the rest of what shards have of their own
+        that the coordinator has sent for it, whole vectors by shard; say whether all is finite."""
         shards = [a.shard for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
         if not shards:
-            return
-        await asyncio.gather(*(o.fetch(work.version, shards, p, v, mosaic) for o, p, v in self._with_parts(flat)))
+            return True
+        wanted = pb.PullWork(version=work.version, shards=shards, own=own, era=work.era)
+        fetches = []
+        for other, part, values in self._with_parts(flat):
+            theirs = {shard: vector[part.start : part.start + part.size] for shard, vector in own.items()}
+            fetches.append(other.fetch(wanted, part, values, mosaic, theirs, codec))
+        finite = await asyncio.gather(*fetches)
         if mosaic is not None:
             mosaic.settle()
+        return all(finite)
 
     async def announce(self, slot: pb.Slot) -> None:
         """Tell all of them where contributions of a shard will be laid."""
         for other in self._others:
             await other.stream.send(pb.WorkerMessage(slot=slot))
 
-    async def push(self, push: pb.Push, flat: Array, chunk_bytes: int, rows: Sequence[int]) -> None:
-        """Bring the rest of a contribution; `rows` are those that belong to it on each of them, if there are tables."""
+    async def push(self, push: pb.Push, pieces: Sequence[Sequence[tuple[int, Array]]], rows: Sequence[int]) -> None:
+        """Bring the rest of a contribution in pieces, none if it is shared; `rows` are those that belong to it on each
+        of them, if there are tables."""
         counts = rows or [0] * len(self._others)
-        parts = zip(self._with_parts(flat), counts, strict=True)
-        await asyncio.gather(*(o.push(push, values, chunk_bytes, count) for (o, _, values), count in parts))
+        parts = zip(self._others, pieces, counts, strict=True)
+        await asyncio.gather(*(other.push(push, own, count) for other, own, count in parts))
+
+    def in_chunks(self, flat: Array, chunk_bytes: int) -> list[list[tuple[int, Array]]]:
+        """Return the chunks of a vector for each of them."""
+        return [in_chunks(values, chunk_bytes) for _, _, values in self._with_parts(flat)]
 
     async def initialise(self, initial: pb.Initial, flat: Array, chunk_bytes: int) -> None:
         """Bring the rest of the initial parameters; `initial` is the coordinator's first message of them."""
@@ -256,6 +289,22 @@ def prove(welcome: pb.Welcome, address: str) -> bytes:
         raise ProtocolError(
             f"the server at {address} is on another machine, in another container or another user's ({error})"
         ) from None
+
+
+def read_into(out: Array, offset: int, payload: memoryview, codec: Codec | None) -> bool:
+    """Write a chunk of a vector where it belongs, and say whether it is finite behind its codec.
+
+    Raises:
+        ProtocolError: if it does not fit.
+    """
+    if codec is None:
+        values = read_values(payload, out.dtype, offset, out.size)
+        out[offset : offset + values.size] = values
+        return True
+    count = payload.nbytes // codec.nbytes(1)
+    if count == 0 or offset + count > out.size or payload.nbytes != codec.nbytes(count):
+        raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
+    return codec.decode(payload, out[offset : offset + count])
 
 
 def in_chunks(flat: Array, chunk_bytes: int) -> list[tuple[int, Array]]:

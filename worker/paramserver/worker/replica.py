@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from paramserver.wire import mosaic
@@ -9,11 +11,11 @@ from paramserver.wire.codecs import Codec, Origin, pull_codec
 from paramserver.wire.codecs.codec import GRID
 from paramserver.wire.errors import ProtocolError
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array, Layout, read_values
+from paramserver.wire.layout import Array, Layout
 from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
-from paramserver.worker.partitions import Partitions
+from paramserver.worker.partitions import Partitions, read_into
 
 
 class Replica:
@@ -56,14 +58,8 @@ class Replica:
         """Take parameters that came in a message."""
         if self.shares_memory:
             raise ProtocolError("the server sent parameters to a worker that shares its memory")
-        if self._codec is None:
-            values = read_values(payload, self.layout.dtype, offset, self._own.size)
-            self._own[offset : offset + values.size] = values
-        else:
-            count = payload.nbytes // self._codec.nbytes(1)
-            if count == 0 or offset + count > self.layout.size or payload.nbytes != self._codec.nbytes(count):
-                raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
-            self._decode(payload, offset, count)
+        if not read_into(self._own, offset, payload, self._codec):
+            self._note_fault(self._own)
 
     def settle(self, version: int) -> int:
         """Make the views show one whole version, after `take` or from the server's memory; return which.
@@ -75,26 +71,29 @@ class Replica:
             # Of several servers, the others may not be as far yet.
             version = found if self._own.size == self._flat.size else version
             if self._codec is not None:
-                self._round(self._codec)
+                self._round(self._codec, self._own)
         return version
 
-    async def fetch(self, work: pb.Work, partitions: Partitions) -> None:
-        """Bring what other servers hold of it to the version of the work."""
-        await partitions.fetch(work, self._flat, self._mosaic)
+    async def fetch(self, work: pb.Work, partitions: Partitions, own: Mapping[int, Array]) -> None:
+        """Bring what other servers hold of it to the version of the work, and of shards' own vectors."""
+        finite = await partitions.fetch(work, self._flat, self._mosaic, own, self._codec)
+        if self._shared is not None and self._codec is not None:
+            self._round(self._codec, self._flat[self._own.size :])
+        elif not finite:
+            self._note_fault(self._flat)
 
-    def _round(self, codec: Codec) -> None:
-        """Leave of θ what would have come in messages."""
-        coded = np.empty(codec.nbytes(min(GRID, self.layout.size)), np.uint8)
-        for start in range(0, self.layout.size, GRID):
-            block = self._flat[start : start + GRID]
+    def _round(self, codec: Codec, values: Array) -> None:
+        """Leave of a part of θ what would have come in messages."""
+        coded = np.empty(codec.nbytes(min(GRID, values.size)), np.uint8)
+        for start in range(0, values.size, GRID):
+            block = values[start : start + GRID]
             part = coded[: codec.nbytes(block.size)]
             codec.encode(block, part, Origin(0, 0, 0, start))
-            self._decode(part.data, start, block.size)
+            if not codec.decode(part.data, block):
+                self._note_fault(values)
 
-    def _decode(self, payload: memoryview, offset: int, count: int) -> None:
-        assert self._codec is not None
-        values = self._flat[offset : offset + count]
-        if not self._codec.decode(payload, values):
-            index = offset + int(np.flatnonzero(~np.isfinite(values))[0])
-            name, element = self.layout.locate(index)
-            self.fault = f"parameter {name!r} is at element {element} beyond what wire.pull can hold; use 'full'"
+    def _note_fault(self, values: Array) -> None:
+        """Say where a part of θ, which is the first or the last of it, is not finite."""
+        before = 0 if values is self._own else self._flat.size - values.size
+        name, element = self.layout.locate(before + int(np.flatnonzero(~np.isfinite(values))[0]))
+        self.fault = f"parameter {name!r} is at element {element} beyond what wire.pull can hold; use 'full'"

@@ -119,6 +119,10 @@ class Trainer:
         self._outgoing: Outgoing | None = None
         #: Elastic averaging: the parameters of a shard that are coming in.
         self._own: Array = np.empty(0)
+        #: Those that the coordinator has sent for the next work, by shard, of which other servers have the rest.
+        self._owned: dict[int, Array] = {}
+        #: Of the work.
+        self._era = 0
         #: The tables of the layout, and what exchanges their rows, once it is needed.
         self._described: list[pb.Table] = []
         self._rows: DealtRows | None = None
@@ -149,7 +153,7 @@ class Trainer:
         self._replica = self._outgoing = self._rows = None
         if self._learner is not None:
             self._learner.own.clear()
-        self._pushed = {}
+        self._pushed, self._owned = {}, {}
         self._partitions = Partitions(others)
         join = self._identity.join()
         await self._partitions.join(join)
@@ -269,6 +273,7 @@ class Trainer:
         if own.offset == 0:
             self._own = np.empty(layout.size, layout.dtype)
             learner.own[own.shard] = layout.views(self._own)
+            self._owned[own.shard] = self._own
         self._own[own.offset : own.offset + values.size] = values
 
     async def _take_work(self, stream: Stream, work: pb.Work, payload: memoryview) -> None:
@@ -284,8 +289,9 @@ class Trainer:
         if replica is not None:
             version = replica.settle(work.version)
             if self._partitions:
+                owned, self._owned, self._era = self._owned, {}, work.era
                 try:
-                    await replica.fetch(work, self._partitions)
+                    await replica.fetch(work, self._partitions, owned)
                 except WorkGivenUp:
                     return
             if not self._job.wire.keeps_back:
@@ -378,7 +384,7 @@ class Trainer:
             push = message.pushes.pushes.add()
             flat = await self._contribute(stream, assignment, work.version, push, row)
             if self._encoder is not None and payload is not None:
-                coded += [piece for _, piece in self._encoder.encode(flat, push.shard, push.step)]
+                coded += [piece for _, piece in self._encoder.encode(flat, push.shard, push.step)[0]]
         if coded:
             payload = np.concatenate(coded)
         push.pull = True
@@ -388,19 +394,27 @@ class Trainer:
         message = pb.WorkerMessage()
         push = message.push
         flat = await self._contribute(stream, assignment, version, push)
-        if self._partitions:
-            await self._partitions.push(push, flat, self._chunk_bytes, self._rows_there)
-            flat = self._partitions.own(flat)
+        pieces, *others = self._pieces(flat, push)
+        if others:
+            push.era = self._era
+            await self._partitions.push(push, others, self._rows_there)
         if push.shared:
             push.pull = pull
             await stream.send(message)
             return
-        encoder = self._encoder
-        pieces = in_chunks(flat, self._chunk_bytes) if encoder is None else encoder.encode(flat, push.shard, push.step)
         for start, piece in pieces:
             push.offset = start
             push.pull = pull and start == pieces[-1][0]
             await stream.send(message, piece)
+
+    def _pieces(self, flat: Array, push: pb.Push) -> list[list[tuple[int, Array]]]:
+        """Return for every server what travels to it of a contribution: nothing if it is shared."""
+        if push.shared:
+            return [[] for _ in range(1 + len(self._partitions))]
+        if self._encoder is not None:
+            return self._encoder.encode(flat, push.shard, push.step)
+        own = in_chunks(self._partitions.own(flat), self._chunk_bytes)
+        return [own, *self._partitions.in_chunks(flat, self._chunk_bytes)]
 
     async def _contribute(
         self, stream: Stream, assignment: pb.Assignment, version: int, push: pb.Push, row: int = 0

@@ -12,9 +12,9 @@ from paramserver.wire.codecs.sign import Sign
 from paramserver.wire.codecs.topk import TopK
 from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job, WireSection
-from paramserver.wire.layout import Array
+from paramserver.wire.layout import Array, Layout
 
-__all__ = ["Codec", "Origin", "chunk_elements", "decode_chunk", "pull_codec", "push_codec"]
+__all__ = ["Codec", "Origin", "chunk_elements", "covering", "decode_chunk", "pull_codec", "push_codec"]
 
 
 def pull_codec(wire: WireSection) -> Codec | None:
@@ -35,6 +35,17 @@ def push_codec(wire: WireSection) -> Codec | None:
         case "sign":
             return Sign()
     return _half(wire.push)
+
+
+def covering(part: Layout, codec: Codec | None) -> slice:
+    """Return the range of the whole vector that has to travel to whoever holds this part of it.
+
+    Blocks are the same for any number of servers; one that two of them share travels to both.
+    """
+    start, stop = part.start, part.start + part.size
+    if codec is None or not part.size:
+        return slice(start, stop)
+    return slice(start // codec.block * codec.block, min(-(-stop // codec.block) * codec.block, part.whole.size))
 
 
 def chunk_elements(job: Job, chunk_bytes: int) -> int:

@@ -32,6 +32,8 @@ INFINITY = 0x7F80
 class BFloat16:
     """Two bytes for a value; `fast` asks for numba's kernels, and compiles them at once."""
 
+    block = 1
+
     def __init__(self, fast: bool = AVAILABLE) -> None:
         self._kernels = _kernels() if fast else (_round_in_blocks, _widen)
 

@@ -27,6 +27,9 @@ class Origin(NamedTuple):
 class Codec(Protocol):
     """Encodes and decodes ranges of float32 values."""
 
+    #: Values that are encoded together: a range that begins at a multiple of so many is encoded as in the whole vector.
+    block: int
+
     def nbytes(self, count: int) -> int:
         """Return how many bytes so many values become."""
 

@@ -17,6 +17,8 @@ INFINITY = 0x7C00
 class Float16:
     """Two bytes for a value."""
 
+    block = 1
+
     def nbytes(self, count: int) -> int:
         """Return how many bytes so many values become."""
         return 2 * count

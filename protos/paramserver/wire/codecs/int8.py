@@ -36,6 +36,8 @@ _KEY = 1 << 63
 class Int8:
     """A level of one byte for a value, and a scale for a bucket."""
 
+    block = BUCKET
+
     def nbytes(self, count: int) -> int:
         """Return how many bytes so many values become."""
         return 4 * -(-count // BUCKET) + count

@@ -38,12 +38,21 @@ class Factors(NamedTuple):
 
 
 class PowerSGD:
-    """The codec of one layout; works on the whole flat vector."""
+    """The codec of a layout, or of a part of one; encodes the whole flat vector, decodes that part.
+
+    Of a tensor that travels as two matrices a part needs both whole, of others only what it holds.
+    """
 
     def __init__(self, layout: Layout, rank: int) -> None:
-        self._tensors = [(tensor, _factors(tensor, rank)) for tensor in layout.tensors]
+        self._tensors = [(tensor, _factors(tensor, rank)) for tensor in layout.whole.tensors]
         #: Elements of the coded vector, at most those of the layout.
         self.size = sum(t.size if f is None else f.rank * (f.n + f.m) for t, f in self._tensors)
+        self._start, self._stop = layout.start, layout.start + layout.size
+
+    def needed(self) -> slice:
+        """Return the range of the coded vector that `decode` wants."""
+        ranges = [place for _, _, place, first, last in self._held() if first < last]
+        return slice(ranges[0].start, ranges[-1].stop) if ranges else slice(0, 0)
 
     def first_q(self, seed: int) -> list[Array]:
         """Return the matrices Q to begin with, the same for every shard: float32 from [−1, 1), shapes (m, r)."""
@@ -73,19 +82,37 @@ class PowerSGD:
         return coded, new_qs
 
     def decode(self, coded: Array, out: Array) -> None:
-        """Write what the coded vector, which is finite, stands for."""
-        for tensor, f, part in self._parts(coded):
-            values = out[tensor.offset : tensor.offset + tensor.size]
+        """Write what the needed range of the coded vector, which is finite, stands for."""
+        begin = self.needed().start
+        for tensor, f, place, first, last in self._held():
+            if first == last:
+                continue
+            part = coded[place.start - begin : place.stop - begin]
+            values = out[tensor.offset + first - self._start : tensor.offset + last - self._start]
             if f is None:
                 values[:] = part
                 continue
             p, q = part[: f.n * f.rank].reshape(f.n, f.rank), part[f.n * f.rank :].reshape(f.m, f.rank)
-            matrix = values.reshape(f.n, f.m)
+            top, bottom = first // f.m, -(-last // f.m)
+            is_whole_rows = (first, last) == (top * f.m, bottom * f.m)
+            matrix = values.reshape(-1, f.m) if is_whole_rows else np.empty((bottom - top, f.m), out.dtype)
             # Column by column, so that the bits depend on no library's way of multiplying matrices.
             with np.errstate(over="ignore", invalid="ignore"):
-                np.multiply(p[:, 0, None], q[:, 0], out=matrix)
+                np.multiply(p[top:bottom, 0, None], q[:, 0], out=matrix)
                 for column in range(1, f.rank):
-                    matrix += p[:, column, None] * q[:, column]
+                    matrix += p[top:bottom, column, None] * q[:, column]
+            if not is_whole_rows:
+                values[:] = matrix.ravel()[first - top * f.m : last - top * f.m]
+
+    def _held(self) -> Iterator[tuple[Tensor, Factors | None, slice, int, int]]:
+        """Yield the tensors with what of the coded vector their part needs, and which elements of them it holds."""
+        begin = 0
+        for tensor, f in self._tensors:
+            first = min(max(self._start - tensor.offset, 0), tensor.size)
+            last = max(first, min(self._stop - tensor.offset, tensor.size))
+            end = begin + (tensor.size if f is None else f.rank * (f.n + f.m))
+            yield tensor, f, slice(begin + first, begin + last) if f is None else slice(begin, end), first, last
+            begin = end
 
     def _parts(self, coded: Array) -> Iterator[tuple[Tensor, Factors | None, Array]]:
         begin = 0

@@ -24,6 +24,8 @@ BUCKET = 1024
 class Sign:
     """A bit for a value and a scale for a bucket."""
 
+    block = BUCKET
+
     def nbytes(self, count: int) -> int:
         """Return how many bytes so many values become."""
         return 4 * -(-count // BUCKET) + -(-count // 8)

@@ -28,6 +28,8 @@ _VALUE, _PLACE = 4, 2
 class TopK:
     """The `density` largest of every block, 0 < density ≤ 1."""
 
+    block = GRID
+
     def __init__(self, density: float) -> None:
         self._density = density
 

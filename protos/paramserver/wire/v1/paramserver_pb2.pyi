@@ -195,30 +195,36 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PullWork(_message.Message):
-    __slots__ = ("held", "job_id", "version", "shards")
+    __slots__ = ("held", "job_id", "version", "shards", "own", "era")
     HELD_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    ERA_FIELD_NUMBER: _ClassVar[int]
     held: int
     job_id: str
     version: int
     shards: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, held: _Optional[int] = ..., job_id: _Optional[str] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
+    own: _containers.RepeatedScalarFieldContainer[int]
+    era: int
+    def __init__(self, held: _Optional[int] = ..., job_id: _Optional[str] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., own: _Optional[_Iterable[int]] = ..., era: _Optional[int] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s")
+    __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s", "era")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    ERA_FIELD_NUMBER: _ClassVar[int]
     version: int
     offset: int
     last: bool
     assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
     heartbeat_s: float
-    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ...) -> None: ...
+    era: int
+    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ..., era: _Optional[int] = ...) -> None: ...
 
 class Own(_message.Message):
     __slots__ = ("shard", "offset")
@@ -277,7 +283,7 @@ class Initial(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., offset: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared", "rows")
+    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared", "rows", "era")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +294,7 @@ class Push(_message.Message):
     PULL_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    ERA_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     step: int
@@ -298,7 +305,8 @@ class Push(_message.Message):
     pull: bool
     shared: bool
     rows: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ..., rows: _Optional[int] = ...) -> None: ...
+    era: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ..., rows: _Optional[int] = ..., era: _Optional[int] = ...) -> None: ...
 
 class PullRows(_message.Message):
     __slots__ = ("shard", "epoch", "step", "table", "number")
@@ -707,7 +715,7 @@ class AppliedContribution(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., computed_at: _Optional[int] = ...) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("lead", "begin", "prepare", "apply", "restage", "save", "capture", "over", "sum_up")
+    __slots__ = ("lead", "begin", "prepare", "apply", "restage", "save", "capture", "over", "sum_up", "mark", "go_back")
     LEAD_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -717,6 +725,8 @@ class Order(_message.Message):
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     SUM_UP_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
+    GO_BACK_FIELD_NUMBER: _ClassVar[int]
     lead: Lead
     begin: Begin
     prepare: Prepare
@@ -726,10 +736,12 @@ class Order(_message.Message):
     capture: Capture
     over: Over
     sum_up: SumUp
-    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ...) -> None: ...
+    mark: Mark
+    go_back: GoBack
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., go_back: _Optional[_Union[GoBack, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken")
+    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back")
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
@@ -740,6 +752,7 @@ class Report(_message.Message):
     BEAT_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
     BROKEN_FIELD_NUMBER: _ClassVar[int]
+    GONE_BACK_FIELD_NUMBER: _ClassVar[int]
     following: Following
     begun: Begun
     prepared: Prepared
@@ -750,7 +763,8 @@ class Report(_message.Message):
     beat: Beat
     sums: Sums
     broken: Failure
-    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    gone_back: GoneBack
+    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ...) -> None: ...
 
 class Lead(_message.Message):
     __slots__ = ("protocol", "partition", "partitions", "cluster")
@@ -873,6 +887,18 @@ class Restage(_message.Message):
     TRAIN_JSON_FIELD_NUMBER: _ClassVar[int]
     train_json: str
     def __init__(self, train_json: _Optional[str] = ...) -> None: ...
+
+class Mark(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GoBack(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GoneBack(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Save(_message.Message):
     __slots__ = ("common",)
