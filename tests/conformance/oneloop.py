@@ -112,7 +112,7 @@ class OneLoop:
 
     def __init__(self, folder: Path, transport: str, partitions: int, before: Before) -> None:
         self.servers = [Server(Place(n, partitions) if partitions > 1 else ALONE, folder) for n in range(partitions)]
-        self._transport = "auto" if transport == "shm" else "stream"
+        self._transport = "auto" if transport == "shm" else transport
         self._before = before
         self._workers: dict[str, asyncio.Task[None]] = {}
         #: Whether each worker's tensors travelled in shared memory, as seen when it computed.
