@@ -35,6 +35,6 @@ def test_numbers_and_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
     job = Job.from_dict(JOB)
     with pytest.raises(RequestError, match="servers is 0, allowed are 1 and more"):
         train(job, servers=0, run=tmp_path / "none")
-    lamb = Job.from_dict({**JOB, "optimizer": {"name": "lamb"}})
-    with pytest.raises(RequestError, match=r"optimizer\.name = 'lamb' works with one server only"):
-        train(lamb, servers=2, run=tmp_path / "lamb")
+    logged = Job.from_dict({**JOB, "train": {**JOB["train"], "mode": "async"}, "server": {"durability": "log"}})
+    with pytest.raises(RequestError, match=r"server\.durability = 'log' works with one server only"):
+        train(logged, servers=2, run=tmp_path / "logged")

@@ -154,12 +154,6 @@ ONE_SERVER = r"works with one server only, found server\.partitions = \d; allowe
 REFUSED = {
     "async-log": ONE_SERVER,
     "tally-log": ONE_SERVER,
-    "lars": ONE_SERVER,
-    "lamb": ONE_SERVER,
-    "krum": ONE_SERVER,
-    "multi-krum": ONE_SERVER,
-    "clip-contribution": ONE_SERVER,
-    "refuse-norm": ONE_SERVER,
 }
 
 

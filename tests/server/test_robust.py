@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramserver.server.robust import aggregate, clip_rows, median, multi_krum, squared_distances, trimmed_mean
+from paramserver.server.robust import aggregate, clip_rows, matrix, median, multi_krum, trimmed_mean
+from paramserver.server.wholesums import Question, alone
 from paramserver.wire.errors import JobError
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array
+from paramserver.wire.layout import Array, Layout
 from paramserver.worker.learner import Learner
 from paramserver.worker.trainer import Gradient
 from server.inprocess import Training, gradient
@@ -41,6 +42,11 @@ def test_median_and_trimmed_mean_are_those_of_every_coordinate(stack: Array, tri
     np.testing.assert_allclose(trimmed_mean(stack, trim), expected, rtol=1e-5, atol=1e-6)
 
 
+def squared_distances(stack: Array) -> Array:
+    question = Question(stack, of_pairs=True)
+    return matrix(question.alone(Layout([("x", stack.shape[1:])], stack.dtype)), len(stack))
+
+
 @settings(deadline=None)
 @given(stack=stacks(fewest=5), byzantine=st.integers(0, 2))
 def test_krum_chooses_the_row_whose_nearest_others_are_nearest(stack: Array, byzantine: int) -> None:
@@ -53,9 +59,11 @@ def test_krum_chooses_the_row_whose_nearest_others_are_nearest(stack: Array, byz
         return min(sum(others[j] for j in few) for few in combinations(set(range(n)) - {i}, n - byzantine - 2))
 
     ranked = sorted(range(n), key=score)
-    assert multi_krum(stack, byzantine, 1).tobytes() == stack[ranked[0]].tobytes()
+    assert multi_krum(stack, byzantine, 1, squared_distances(stack)).tobytes() == stack[ranked[0]].tobytes()
     np.testing.assert_allclose(
-        multi_krum(stack, byzantine, n - byzantine), stack[sorted(ranked[: n - byzantine])].mean(axis=0), rtol=1e-5
+        multi_krum(stack, byzantine, n - byzantine, squared_distances(stack)),
+        stack[sorted(ranked[: n - byzantine])].mean(axis=0),
+        rtol=1e-5,
     )
 
 
@@ -63,7 +71,7 @@ def test_krum_chooses_the_row_whose_nearest_others_are_nearest(stack: Array, byz
 @given(stack=stacks(), bound=st.floats(0.1, 5))
 def test_clipping_shortens_what_is_too_long_and_touches_nothing_else(stack: Array, bound: float) -> None:
     clipped = stack.copy()
-    clip_rows(clipped, bound)
+    clip_rows(clipped, bound, np.square(clipped, dtype=np.float64).sum(axis=1))
     for before, after in zip(stack, clipped, strict=True):
         length = float(np.linalg.norm(before.astype(np.float64)))
         if length <= bound:
@@ -78,16 +86,17 @@ def test_clipping_shortens_what_is_too_long_and_touches_nothing_else(stack: Arra
 def test_how_contributions_are_cut_into_chunks_does_not_show_in_the_bits(how: str, seed: int, chunk: int) -> None:
     rows = np.random.default_rng(seed).normal(size=(5, 150_000)).astype(np.float32)
     train = make_job(aggregate=how, clip_contribution=100.0).train
-    whole = aggregate(train, [list(rows)], [1, 2, 3, 4, 5])
+    layout, samples = Layout([("a", (70_001,)), ("b", (79_999,))], "float32"), [1, 2, 3, 4, 5]
+    whole = alone(aggregate(train, [list(rows)], samples, layout.dtype), layout)
     cut = [[row[i : i + chunk] for row in rows] for i in range(0, 150_000, chunk)]
-    assert aggregate(train, cut, [1, 2, 3, 4, 5]).tobytes() == whole.tobytes()
+    assert alone(aggregate(train, cut, samples, layout.dtype), layout).tobytes() == whole.tobytes()
 
 
 def test_distances_too_large_for_a_float_lose() -> None:
     stack = np.zeros((5, 3))
     stack[2] = 1e300
     assert np.isinf(squared_distances(stack)[2, 0])
-    assert multi_krum(stack, 1, 4).tolist() == [0, 0, 0]
+    assert multi_krum(stack, 1, 4, squared_distances(stack)).tolist() == [0, 0, 0]
 
 
 def make_job(**train: Any) -> Job:

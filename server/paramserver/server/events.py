@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paramserver.server.enginestate import EngineState
 from paramserver.wire.job import TrainSection
 
@@ -218,14 +221,14 @@ class Apply(NamedTuple):
     version: int
     step: int
     contributions: tuple[Contribution, ...]
-    #: Of the whole gradient, where this process cannot know it: θ is cut over several servers.
-    norm: float | None = None
+    #: To the last of the update's questions, where this process cannot know it: θ is cut over several servers.
+    answer: NDArray[np.float64] | None = None
     #: Numbers that add up to the sum of squares of the gradients of all rows of tables, likewise.
     row_squares: tuple[float, ...] | None = None
 
 
 class SumUp(NamedTuple):
-    """On a partition that is led: report what the gradient's norm is made of; the same as `Apply` comes next."""
+    """On a partition that is led: go on with an update to its next question; the same as `Apply` comes later."""
 
     apply: Apply
 

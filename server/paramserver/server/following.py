@@ -133,7 +133,10 @@ class FollowingRun(Run):
             case ev.Report(None):
                 self._tell(pb.Report(initialised=pb.Initialised()))
             case ev.Report(ev.Contribution(_worker, shard, epoch, step, version)):
-                self._tell(pb.Report(held=pb.Held(shard=shard, epoch=epoch, step=step, version=version)))
+                held = pb.Held(shard=shard, epoch=epoch, step=step, version=version)
+                if self._refuse_norm and self.store is not None:
+                    held.values = self._measured(self.store, self.store.held(shard)).tobytes()
+                self._tell(pb.Report(held=held))
             case ev.Refuse(worker, shard, step, ev.Code.INVALID, reason):
                 # Who has to answer for it, the coordinator says.
                 self._tell(pb.Report(bad=pb.Bad(worker=worker, shard=shard, step=step, reason=reason)))
@@ -148,9 +151,10 @@ class FollowingRun(Run):
                 self._tell(pb.Report(gone_back=pb.GoneBack()))
             case ev.SumUp(apply):
                 assert self.store is not None
-                values = self.store.sum_up(apply.contributions)
+                question = self.store.ask(apply.version, apply.step, apply.contributions, apply.answer)
                 rows = [] if self.tables is None else self.tables.sum_up(apply.contributions)
-                self._tell(pb.Report(sums=pb.Sums(values=values.tobytes(), rows=rows)))
+                values = question.material(self.store.layout).tobytes()
+                self._tell(pb.Report(sums=pb.Sums(values=values, rows=rows)))
             case ev.Save(common):
                 self._save(self.snapshot(), common)
             case ev.Capture(number):
@@ -401,4 +405,5 @@ def read_apply(apply: pb.Apply) -> ev.Apply:
     contributions = tuple(
         ev.Contribution("", c.shard, c.epoch, c.step, c.version, c.samples, 0.0) for c in apply.contributions
     )
-    return ev.Apply(apply.version, apply.step, contributions, apply.norm if apply.HasField("norm") else None)
+    answer = np.array(apply.answer) if apply.answer else None
+    return ev.Apply(apply.version, apply.step, contributions, answer)

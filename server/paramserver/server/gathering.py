@@ -29,26 +29,31 @@ class Gathering:
 
     def __init__(self, partitions: int) -> None:
         self._all = frozenset(range(partitions))
-        self._where: dict[Name, set[int]] = {}
+        #: What each server has told with it.
+        self._where: dict[Name, dict[int, bytes]] = {}
         #: Those that are whole on this server. Disjoint from what was returned as whole everywhere.
         self._here: dict[Name, Contribution] = {}
         #: Given out as whole everywhere, and not decided on yet: a copy that comes late is none of our business.
-        self._given: set[Name] = set()
+        self._given: dict[Name, list[bytes]] = {}
 
-    def arrived(self, contribution: Contribution) -> Contribution | None:
+    def arrived(self, contribution: Contribution, told: bytes = b"") -> Contribution | None:
         """Note that a contribution is whole here; return it if it now is everywhere."""
         name = Name.of(contribution)
         if name not in self._given:
             self._here[name] = contribution
-        return self._note(name, 0)
+        return self._note(name, 0, told)
 
-    def reported(self, name: Name, partition: int) -> Contribution | None:
+    def reported(self, name: Name, partition: int, told: bytes = b"") -> Contribution | None:
         """Note that it is whole on another server; return it if it now is everywhere."""
-        return self._note(name, partition)
+        return self._note(name, partition, told)
+
+    def told(self, contribution: Contribution) -> list[bytes]:
+        """Return what the servers, in their order, told with a contribution that is to be decided on."""
+        return self._given[Name.of(contribution)]
 
     def decided(self, contribution: Contribution) -> None:
         """Note that it has counted or not; if not, it may come once more."""
-        self._given.discard(Name.of(contribution))
+        self._given.pop(Name.of(contribution), None)
 
     def is_waited_for(self, worker: str) -> bool:
         """Say whether something of the worker is here and not yet everywhere."""
@@ -60,15 +65,15 @@ class Gathering:
             del self._where[name]
             self._here.pop(name, None)
 
-    def _note(self, name: Name, partition: int) -> Contribution | None:
+    def _note(self, name: Name, partition: int, told: bytes) -> Contribution | None:
         if name in self._given:
             return None
-        where = self._where.setdefault(name, set())
-        where.add(partition)
-        if where != self._all:
+        where = self._where.setdefault(name, {})
+        where[partition] = told
+        if where.keys() != self._all:
             return None
         found = self._here[name]
-        self._given.add(name)
+        self._given[name] = [where[partition] for partition in sorted(where)]
         # What was computed for the shard before this will not be asked for again.
         for older in [n for n in self._where if n.shard == name.shard and n.step <= name.step]:
             del self._where[older]

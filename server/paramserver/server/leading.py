@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -18,16 +19,15 @@ import numpy as np
 from paramserver.server import events as ev
 from paramserver.server.gathering import Gathering, Name
 from paramserver.server.links import Link
-from paramserver.server.optimizers.norms import norm as norm_of
 from paramserver.server.reading import Captured, Copied, in_chunks, merged, received, stream
 from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
-from paramserver.server.update import measures, squares_of
+from paramserver.server.wholesums import Question, questions
 from paramserver.wire.errors import ParamserverError, ProtocolError, StateError
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array
+from paramserver.wire.layout import Array, Layout
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 T = TypeVar("T")
@@ -201,11 +201,25 @@ class LeadingRun(Run):
     async def _decide(self, contribution: ev.Contribution, values: list[Array], rows: Parts) -> None:
         """Let the engine decide on a contribution that every partition has."""
         name = contribution.shard, contribution.step
+        event: ev.Event = ev.Pushed((contribution,))
+        if self._refuse_norm and self.engine.review(contribution) is None:
+            event = self._look_at_norm(contribution, self._gathering.told(contribution)) or event
         self._arrived[name], self._arrived_rows[name] = values, rows
-        await self._handle(ev.Pushed((contribution,)))
+        await self._handle(event)
         self._arrived.pop(name, None)
         self._arrived_rows.pop(name, None)
         self._gathering.decided(contribution)
+
+    def _look_at_norm(self, c: ev.Contribution, told: list[bytes]) -> ev.Event | None:
+        """Return what is wrong with a contribution that is too long as a whole."""
+        assert self.store is not None
+        own, *others = told
+        layout = self.store.layout
+        material = np.frombuffer(own, np.float64 if layout.is_on_grid else layout.dtype).reshape(1, -1)
+        squares = answer_of(Question(material), layout, material, others)
+        fault = self._too_long(c, math.sqrt(squares[0]))
+        reason = f"push of worker {c.worker}, shard {c.shard}, step {c.step}: {fault}"
+        return ev.Misbehaved(c.worker, c.shard, c.step, reason, "norm") if fault else None
 
     def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
         for contribution in contributions:
@@ -213,7 +227,10 @@ class LeadingRun(Run):
             values, rows = self._arrived.pop(place), self._arrived_rows.pop(place, {})
             if self.engine.review(contribution) is None:
                 self._values[Name.of(contribution)] = values, rows
-                self._gathered(self._gathering.arrived(contribution))
+                told = b""
+                if self._refuse_norm and self.store is not None:
+                    told = self._measured(self.store, values).tobytes()
+                self._gathered(self._gathering.arrived(contribution, told))
             else:
                 self.feed(ev.Pushed((contribution,)))
         if pull:
@@ -249,7 +266,7 @@ class LeadingRun(Run):
                 shards = self.engine.shards
                 if held.shard < len(shards) and held.epoch == shards[held.shard].epoch:
                     name = Name(held.shard, held.epoch, held.step, held.version)
-                    self._gathered(self._gathering.reported(name, link.partition))
+                    self._gathered(self._gathering.reported(name, link.partition, held.values))
             case "initialised":
                 self._initialised.add(link.partition)
                 self._look_at_initial()
@@ -305,26 +322,27 @@ class LeadingRun(Run):
         order = pb.Apply(version=apply.version, step=apply.step)
         for c in apply.contributions:
             order.contributions.add(shard=c.shard, epoch=c.epoch, step=c.step, version=c.version, samples=c.samples)
-        if measures(self.job):
+        for _ in range(questions(self.job)):
             assert self.store is not None
-            order.norm, rows = await self._norm(self.store, order, apply)
-            apply = apply._replace(norm=order.norm, row_squares=rows)
+            apply = await self._ask_all(self.store, order, apply)
+            order.answer[:] = [] if apply.answer is None else apply.answer
         await self._order(pb.Order(apply=order))
         return apply
 
-    async def _norm(self, store: Store, order: pb.Apply, apply: ev.Apply) -> tuple[float, tuple[float, ...]]:
-        """Return the norm of the whole dense gradient, with the bits that a single server finds, and what adds up to
-        the squares of that of all rows."""
+    async def _ask_all(self, store: Store, order: pb.Apply, apply: ev.Apply) -> ev.Apply:
+        """Have all servers go on with an update to its next question; return the update with the answer, which has the
+        bits that a single server finds, and with what adds up to the squares of the gradients of all rows."""
         sum_up = pb.Order(sum_up=pb.SumUp(apply=order))
         asked = [await link.begin_to_ask("sums", sum_up) for link in self._links]
-        parts = [store.sum_up(apply.contributions)]
+        question = store.ask(apply.version, apply.step, apply.contributions, apply.answer)
         rows = [] if self.tables is None else self.tables.sum_up(apply.contributions)
+        told = []
         for answer in asked:
             sums = (await answer).sums
-            parts.append(np.frombuffer(sums.values, parts[0].dtype))
+            told.append(sums.values)
             rows += sums.rows
-        whole = np.concatenate(parts)
-        return norm_of(whole if store.layout.is_on_grid else squares_of(store.layout.whole, whole)), tuple(rows)
+        found = answer_of(question, store.layout, question.material(store.layout), told)
+        return apply._replace(answer=found, row_squares=tuple(rows))
 
     async def begin_there(self, version: int | None = None) -> None:
         """Have the other partitions begin the job, or go back to a version of it.
@@ -350,6 +368,12 @@ class LeadingRun(Run):
         """Have the other partitions write a snapshot of θ as it is now; return what their answers will come in."""
         order = pb.Order(save=pb.Save(common=self.common))
         return [await link.begin_to_ask("saved", order) for link in self._links]
+
+
+def answer_of(question: Question, layout: Layout, own: Array, told: Sequence[bytes]) -> Array:
+    """Return the answer to a question from the material of this server and that of the others in their order."""
+    parts = [np.frombuffer(values, own.dtype).reshape(len(own), -1) for values in told]
+    return question.answer(layout, [own, *parts])
 
 
 async def _joined(own: memoryview, others: Sequence[AsyncIterator[pb.ReadReply]]) -> AsyncIterator[memoryview]:

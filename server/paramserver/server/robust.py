@@ -15,31 +15,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paramserver.server.optimizers.norms import NORM_BLOCK, block_squares, clip_factor, norm
+from paramserver.server.optimizers.norms import clip_factor
+from paramserver.server.wholesums import Asking, Question
 from paramserver.wire.job import TrainSection
 from paramserver.wire.layout import Array
 
 
-def aggregate(train: TrainSection, chunks: Sequence[Sequence[Array]], samples: Sequence[int]) -> Array:
+def aggregate(
+    train: TrainSection, chunks: Sequence[Sequence[Array]], samples: Sequence[int], dtype: np.dtype[np.generic]
+) -> Asking[Array]:
     """Return the gradient of a round as the job wants it.
 
     `chunks` are consecutive pieces of the gradient, each a sequence of that piece of every contribution; a contribution
-    is the sum over as many examples as `samples` says.
+    is the sum over as many examples as `samples` says. What depends on whole contributions is asked for.
     """
-    stack = np.stack([np.concatenate(row) for row in zip(*chunks, strict=True)])
+    # Of several servers one may have no part of a small θ.
+    stack = np.stack([np.concatenate(row) for row in zip(*chunks, strict=True)] or [np.empty(0, dtype)] * len(samples))
     for row, count in zip(stack, samples, strict=True):
         np.multiply(row, 1.0 / count, out=row)
     if train.clip_contribution:
-        clip_rows(stack, train.clip_contribution)
+        clip_rows(stack, train.clip_contribution, (yield Question(stack)))
     match train.aggregate:
         case "median":
             return median(stack)
         case "trimmed_mean":
             return trimmed_mean(stack, train.trim)
-        case "krum":
-            return multi_krum(stack, train.byzantine, selected=1)
-        case "multi_krum":
-            return multi_krum(stack, train.byzantine, selected=len(stack) - train.byzantine)
+        case "krum" | "multi_krum":
+            distances = matrix((yield Question(stack, of_pairs=True)), len(stack))
+            selected = 1 if train.aggregate == "krum" else len(stack) - train.byzantine
+            return multi_krum(stack, train.byzantine, selected, distances)
         case "mean":
             return weighted_mean(stack, samples)
 
@@ -53,13 +57,13 @@ def weighted_mean(stack: Array, samples: Sequence[int]) -> Array:
     return mean
 
 
-def clip_rows(stack: Array, bound: float) -> None:
-    """Scale every row in place whose Euclidean norm is above `bound` down to it.
+def clip_rows(stack: Array, bound: float, squares: Array) -> None:
+    """Scale every row in place whose Euclidean norm is above `bound` down to it; `squares` are those of their norms.
 
     Against few contributions of large norm; a hostile one within the bound still counts in full.
     """
-    for row in stack:
-        factor = clip_factor(norm(block_squares(row)), bound)
+    for row, square in zip(stack, squares, strict=True):
+        factor = clip_factor(math.sqrt(square), bound)
         if factor != 1.0:
             np.multiply(row, factor, out=row)
 
@@ -85,8 +89,10 @@ def trimmed_mean(stack: Array, trim: int) -> Array:
     return kept
 
 
-def multi_krum(stack: Array, byzantine: int, selected: int) -> Array:
+def multi_krum(stack: Array, byzantine: int, selected: int, distances: Array) -> Array:
     """Return the mean of the `selected` rows of lowest Krum score; with 1 this is Krum itself.
+
+    `distances` are the squared ones between rows, float64 of shape (n, n).
 
     The score of a row is the sum of its squared distances to its n − byzantine − 2 nearest others; of equal scores the
     lower row counts as the better. Withstands `byzantine` rows where n ≥ 2·byzantine + 3.
@@ -96,27 +102,16 @@ def multi_krum(stack: Array, byzantine: int, selected: int) -> Array:
     Warning: takes n² distances over the whole gradient. A hostile row that hides among the honest ones may shift single
     coordinates by as much as the rows differ as a whole, which in many dimensions is a lot.
     """
-    distances = squared_distances(stack)
-    np.fill_diagonal(distances, math.inf)
-    scores = np.sort(distances, axis=1)[:, : len(stack) - byzantine - 2].sum(axis=1)
+    others = distances.copy()
+    np.fill_diagonal(others, math.inf)
+    scores = np.sort(others, axis=1)[:, : len(stack) - byzantine - 2].sum(axis=1)
     best = np.sort(np.argsort(scores, kind="stable")[:selected])
     chosen: Array = stack[best].mean(axis=0)
     return chosen
 
 
-def squared_distances(stack: Array) -> Array:
-    """Return the squared distances between rows, float64 of shape (n, n).
-
-    Summed in blocks of `NORM_BLOCK` elements from the first, so that the bits do not depend on how a vector travelled.
-    """
-    count, size = stack.shape
-    distances = np.zeros((count, count))
-    for start in range(0, size, NORM_BLOCK):
-        block = stack[:, start : start + NORM_BLOCK].astype(np.float64)
-        for i in range(count):
-            for j in range(i):
-                difference = block[i] - block[j]
-                # A row so far away that this is infinite is never chosen.
-                with np.errstate(over="ignore"):
-                    distances[i, j] += np.add.reduce(difference * difference)
-    return distances + distances.T
+def matrix(pairs: Array, count: int) -> Array:
+    """Return numbers that belong to the pairs (0, 1), (0, 2), … (1, 2), … of `count` rows as a symmetric matrix."""
+    found = np.zeros((count, count))
+    found[np.triu_indices(count, 1)] = pairs
+    return found + found.T

@@ -13,7 +13,6 @@ from paramserver.server import events as ev
 from paramserver.server.elastic import Elastic
 from paramserver.server.engine import Engine
 from paramserver.server.history import History
-from paramserver.server.optimizers.norms import block_squares, norm
 from paramserver.server.provenance import Provenance
 from paramserver.server.reading import Captured, Copied, in_chunks, stream
 from paramserver.server.session import Gate, Incoming, Session
@@ -23,6 +22,7 @@ from paramserver.server.surveys import Surveys, moments_of
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.tablestore import TableStore
 from paramserver.server.waypoints import Waypoints
+from paramserver.server.wholesums import Question
 from paramserver.wire.errors import DataError, JobError, ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.framing import encode
@@ -318,8 +318,8 @@ class Run:
             elif self.store.layout.size:
                 self.store.was_answered()
                 is_whole = self._take_chunk(self.store, incoming, offset, payload)
-            if is_whole and self._refuse_norm:
-                self._check_norm(incoming)
+            if is_whole and self._refuse_norm and self.store.layout.whole is self.store.layout:
+                self._check_norm(self.store, incoming)
             # Of what the engine is about to refuse rows were passed over, which is not what is wrong with it.
             if is_whole and incoming.rows is not None and self.engine.review(incoming.contribution) is None:
                 self._arrived_rows[c.shard, c.step] = incoming.rows.parts(push.rows)
@@ -415,12 +415,23 @@ class Run:
             raise TensorError(_where_not_finite(store.layout.whole, start, contribution[offset:]), "not_finite")
         incoming.chunks = store.cut(contribution)
 
-    def _check_norm(self, incoming: Incoming) -> None:
-        # Chunks are whole blocks of the norm, so that it has the same bits however the contribution came.
-        squares = np.concatenate([block_squares(chunk) for chunk in incoming.chunks])
-        found = norm(squares) / max(1, incoming.contribution.samples)
-        if found > self._refuse_norm:
-            raise TensorError(f"the mean gradient has norm {found:.6g}, refuse_norm is {self._refuse_norm:g}", "norm")
+    def _check_norm(self, store: Store, incoming: Incoming) -> None:
+        squares = Question([]).answer(store.layout, [self._measured(store, incoming.chunks)])
+        if fault := self._too_long(incoming.contribution, math.sqrt(squares[0])):
+            raise TensorError(fault, "norm")
+
+    @staticmethod
+    def _measured(store: Store, chunks: Sequence[Array]) -> Array:
+        """Return what is here of the norm of a contribution."""
+        whole = chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, store.layout.dtype), *chunks])
+        return Question([whole]).material(store.layout)
+
+    def _too_long(self, c: ev.Contribution, norm: float) -> str:
+        """Say in words that a contribution of this norm is beyond what the job allows; empty if it is not."""
+        found = norm / max(1, c.samples)
+        if found <= self._refuse_norm:
+            return ""
+        return f"the mean gradient has norm {found:.6g}, refuse_norm is {self._refuse_norm:g}"
 
     def _take_survey(self, session: Session, survey: pb.Survey, payload: memoryview) -> None:
         try:
@@ -484,11 +495,11 @@ class Run:
                 self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
-            case ev.Apply(version, step, contributions, whole_norm, row_squares):
+            case ev.Apply(version, step, contributions, answer, row_squares):
                 assert self.store is not None
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)
-                norm = self.store.apply(version, step, contributions, whole_norm)
+                norm = self.store.apply(version, step, contributions, answer)
                 if self.tables is not None:
                     squares = self.tables.apply(version, step, contributions)
                     norm = None if norm is None else math.hypot(norm, math.sqrt(math.fsum(row_squares or squares)))

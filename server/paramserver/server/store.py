@@ -15,6 +15,7 @@ from paramserver.server.elastic import Elastic
 from paramserver.server.events import Contribution
 from paramserver.server.reduction import Reduction, RoundSum, Separate
 from paramserver.server.update import Update
+from paramserver.server.wholesums import Asking, Question, alone
 from paramserver.wire.codecs import Origin, chunk_elements, pull_codec
 from paramserver.wire.errors import StateError
 from paramserver.wire.framing import encode
@@ -58,6 +59,8 @@ class Store:
         #: How θ travels to workers and contributions from them; None is as they are.
         self._pull_codec = pull_codec(job.wire)
         self.decoder = None if job.wire.push == "full" else Decoder(job, layout, self.chunk)
+        #: An update that waits for an answer.
+        self._asking: Asking[float | None] | None = None
         #: The last chunk of θ as it travels, beside `_encoded`.
         self._last: Array = self.theta
         #: Bytes of θ on the wire.
@@ -96,12 +99,16 @@ class Store:
 
         Where delays are compensated for, the θ that it was computed at stands behind it.
         """
-        assert isinstance(self.incoming, Separate)
-        pieces = self.incoming.held(shard)
+        pieces = self.held(shard)
         if self.decoder is not None:
             # The next contribution may be decoded to the same place.
             pieces = [piece.copy() for piece in pieces]
         return pieces if self._compensation is None else [*pieces, self._compensation.pulled(shard)]
+
+    def held(self, shard: int) -> list[Array]:
+        """Return the shard's contribution, which waits for others, in pieces."""
+        assert isinstance(self.incoming, Separate)
+        return self.incoming.held(shard)
 
     def replay(self, shard: int, contribution: Array) -> None:
         """Take in again what `contribution` returned, as one vector.
@@ -159,29 +166,35 @@ class Store:
         if self._compensation is not None:
             self._compensation.remember(shard, self.version, self.theta)
 
-    def sum_up(self, contributions: Sequence[Contribution]) -> Array:
-        """Add up the contributions of the next update, and return what the norm of the gradient is made of.
+    def ask(
+        self, version: int, step: int, contributions: Sequence[Contribution], answer: Array | None = None
+    ) -> Question:
+        """Go on with an update of θ of which this is a part, given the answer to the last question, to the next one."""
+        if answer is None:
+            self._asking = self._begin(version, step, contributions)
+            return next(self._asking)
+        assert self._asking is not None
+        return self._asking.send(answer)
 
-        These are the sums of squares of its blocks, float64; or where θ is cut within a block, the gradient itself.
-        """
-        chunks = self.incoming.take([c.shard for c in contributions])
+    def _begin(self, version: int, step: int, contributions: Sequence[Contribution]) -> Asking[float | None]:
+        shards = [c.shard for c in contributions]
+        chunks = self.incoming.take(shards)
         if self.elastic is not None:
             chunks = self.elastic.distances(chunks, contributions, self.theta)
-        return self.update.sum_up(chunks, contributions)
+        correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
+        return self.update.asking(self.theta, chunks, version, step, contributions, correct)
 
     def apply(
-        self, version: int, step: int, contributions: Sequence[Contribution], whole_norm: float | None = None
+        self, version: int, step: int, contributions: Sequence[Contribution], answer: Array | None = None
     ) -> float | None:
-        """Update θ with the contributions, see `Update.apply`; with the norm given, those of `sum_up` before."""
-        shards = [c.shard for c in contributions]
-        chunks = self.incoming.take(shards) if whole_norm is None else []
-        if self.elastic is not None and whole_norm is None:
-            chunks = self.elastic.distances(chunks, contributions, self.theta)
-        correct = None if self._compensation is None else partial(self._compensation.correct, shards[0])
+        """Update θ with the contributions, see `Update.asking`; or end what `ask` has begun, with the last answer."""
+        asking, self._asking = self._asking, None
+        if asking is None or answer is None:
+            asking = self._begin(version, step, contributions)
         self.is_whole = False
         self._segment.sequence[0] += 1
         try:
-            norm = self.update.apply(self.theta, chunks, version, step, contributions, correct, whole_norm)
+            norm = alone(asking, self.layout, answer)
         finally:
             # An odd number would keep readers waiting for an end that never comes.
             self._segment.sequence[0] += 1

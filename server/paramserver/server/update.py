@@ -5,20 +5,21 @@ Everything is elementwise or summed in a fixed order, so neither blocks nor thre
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import StepInfo, fused, make_optimizer, slice_state
-from paramserver.server.optimizers.norms import block_squares, clip_factor
-from paramserver.server.optimizers.norms import norm as norm_of
+from paramserver.server.optimizers.norms import clip_factor
 from paramserver.server.optimizers.optimizer import Layerwise
 from paramserver.server.optimizers.schedule import learning_rate
 from paramserver.server.reduction import Terms
 from paramserver.server.robust import aggregate
+from paramserver.server.wholesums import Asking, Question, alone, measures
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite
 
@@ -30,19 +31,6 @@ CHUNKS_PER_THREAD = 2
 
 #: numpy lets go of the interpreter lock, so two threads use two memory channels; more rarely help.
 MAX_THREADS = min(4, os.cpu_count() or 1)
-
-
-_NOTHING: Array = np.empty(0)
-
-
-def measures(job: Job) -> bool:
-    """Say whether a job needs the norm of every gradient."""
-    return job.optimizer.clip_norm > 0 or job.stop.tolerance > 0
-
-
-def squares_of(layout: Layout, gradient: Array) -> Array:
-    """Return the sums of squares of the blocks of a gradient, tensor by tensor."""
-    return np.concatenate([block_squares(tensor.ravel()) for tensor in layout.views(gradient).values()])
 
 
 class Update:
@@ -59,8 +47,6 @@ class Update:
         #: Where each chunk lies in the flat vector.
         self._places = [slice(start, min(start + chunk, layout.size)) for start in starts]
         self._measures = measures(job)
-        #: The gradient of the last `sum_up`, until it is applied.
-        self._summed: Array = _NOTHING
         threads = max(1, min(MAX_THREADS, len(self._places) // CHUNKS_PER_THREAD))
         #: The first share is the calling thread's own.
         self._pool = ThreadPoolExecutor(threads - 1, "update") if threads > 1 else None
@@ -80,35 +66,44 @@ class Update:
         step: int,
         contributions: Sequence[Contribution],
         correct: Correct | None = None,
-        whole_norm: float | None = None,
     ) -> float | None:
+        """Update `theta` in place, where all of it is here; see `asking`."""
+        return alone(self.asking(theta, chunks, version, step, contributions, correct), self._layout)
+
+    def asking(
+        self,
+        theta: Array,
+        chunks: list[Terms],
+        version: int,
+        step: int,
+        contributions: Sequence[Contribution],
+        correct: Correct | None = None,
+    ) -> Asking[float | None]:
         """Update `theta` in place with the summed chunks; return the gradient's norm if the job needs it.
 
         `step` numbers the update for schedules. The gradient is the sum divided by the samples of the contributions
-        for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it. With `whole_norm`,
-        that of the gradient of which this is a part, it is the gradient of the last `sum_up` and `chunks` is empty.
+        for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it. `theta` changes
+        only when the last of as many `questions` as the job has is answered.
         """
         info, scale, freshness = how(self._job, self._total_steps, version, step, contributions)
-        if self._job.train.is_robust and whole_norm is None:
-            whole = aggregate(self._job.train, chunks, [c.samples for c in contributions])
+        if self._job.train.is_robust:
+            samples = [c.samples for c in contributions]
+            whole = yield from aggregate(self._job.train, chunks, samples, self._layout.dtype)
             chunks, scale = [[whole[place]] for place in self._places], 1.0
         layerwise = self._optimizer.layerwise
         norm = None
         if self._measures or layerwise is not None:
             # Norms see the whole gradient before the first block is applied.
-            if whole_norm is None:
-                whole = self._whole(chunks, scale)
-            else:
-                whole, self._summed = self._summed, _NOTHING
+            whole = self._whole(chunks, scale)
             if self._measures:
-                norm = norm_of(squares_of(self._layout, whole)) if whole_norm is None else whole_norm
+                norm = math.sqrt((yield Question([whole]))[0])
                 factor = clip_factor(norm, self._job.optimizer.clip_norm)
                 if factor != 1.0:
                     np.multiply(whole, factor, out=whole)
             if layerwise is not None:
                 if correct is not None:
                     correct(0, whole, theta)
-                self._update_by_tensor(theta, layerwise, whole, info)
+                yield from self._update_by_tensor(theta, layerwise, whole, info)
                 return norm
             chunks, scale = [[whole[place]] for place in self._places], 1.0
         scale *= freshness
@@ -126,15 +121,6 @@ class Update:
 
         self._spread(update_share)
         return norm
-
-    def sum_up(self, chunks: list[Terms], contributions: Sequence[Contribution]) -> Array:
-        """Keep the gradient for the `apply` that follows, and return what its norm is made of, see `Store.sum_up`."""
-        samples = [c.samples for c in contributions]
-        if self._job.train.is_robust:
-            self._summed = aggregate(self._job.train, chunks, samples)
-        else:
-            self._summed = self._whole(chunks, 1.0 / sum(samples) if self._job.train.reduce == "mean" else 1.0)
-        return squares_of(self._layout, self._summed) if self._layout.is_on_grid else self._summed
 
     def _whole(self, chunks: list[Terms], scale: float) -> Array:
         """Return the gradient that these chunks add up to, as one vector."""
@@ -169,21 +155,22 @@ class Update:
         for other in others:
             other.result()
 
-    def _update_by_tensor(self, theta: Array, layerwise: Layerwise, gradient: Array, info: StepInfo) -> None:
+    def _update_by_tensor(
+        self, theta: Array, layerwise: Layerwise, gradient: Array, info: StepInfo
+    ) -> Generator[Question, Array, None]:
         """Update θ with a learning rate scaled for each tensor by the norms of all of it."""
         scratch = self._work[0][1]
+        for block in self._places:
+            state = slice_state(self.state, block.start, block.stop)
+            layerwise.direction(theta[block], gradient[block], state, info, state, scratch)
+        names = [tensor.name for tensor in self._layout.whole.tensors]
+        norms = np.sqrt((yield Question([theta, gradient], by_tensor=True))).reshape(2, -1).T.tolist()
+        ratios = {name: layerwise.ratio(*both) for name, both in zip(names, norms, strict=True)}
         for tensor in self._layout.tensors:
             end = tensor.offset + tensor.size
-            blocks = [slice(i, min(i + self._chunk, end)) for i in range(tensor.offset, end, self._chunk)]
-            for block in blocks:
-                state = slice_state(self.state, block.start, block.stop)
-                layerwise.direction(theta[block], gradient[block], state, info, state, scratch)
-            ratio = layerwise.ratio(
-                norm_of(block_squares(theta[tensor.offset : end])),
-                norm_of(block_squares(gradient[tensor.offset : end])),
-            )
-            scaled = info._replace(learning_rate=info.learning_rate * ratio)
-            for block in blocks:
+            scaled = info._replace(learning_rate=info.learning_rate * ratios[tensor.name])
+            for start in range(tensor.offset, end, self._chunk):
+                block = slice(start, min(start + self._chunk, end))
                 part, state = theta[block], slice_state(self.state, block.start, block.stop)
                 self._optimizer.update(part, gradient[block], state, scaled, part, state, scratch)
 

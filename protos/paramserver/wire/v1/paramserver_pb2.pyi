@@ -819,16 +819,18 @@ class Initialised(_message.Message):
     def __init__(self) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("shard", "epoch", "step", "version")
+    __slots__ = ("shard", "epoch", "step", "version", "values")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     step: int
     version: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+    values: bytes
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
 
 class Bad(_message.Message):
     __slots__ = ("worker", "shard", "step", "reason")
@@ -843,16 +845,16 @@ class Bad(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Apply(_message.Message):
-    __slots__ = ("version", "step", "contributions", "norm")
+    __slots__ = ("version", "step", "contributions", "answer")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
-    NORM_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     version: int
     step: int
     contributions: _containers.RepeatedCompositeFieldContainer[Counted]
-    norm: float
-    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Counted, _Mapping]]] = ..., norm: _Optional[float] = ...) -> None: ...
+    answer: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Counted, _Mapping]]] = ..., answer: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SumUp(_message.Message):
     __slots__ = ("apply",)
