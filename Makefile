@@ -39,6 +39,7 @@ bench: $(READY) ## measure rounds and updates (about ten minutes on an idle mach
 	$(BIN)/python benchmarks/rounds.py --write
 	$(BIN)/python benchmarks/apply.py
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/accuracy.py --write
 
 EXPERIMENTS := stragglers delays compression local_steps byzantine
 
