@@ -152,13 +152,14 @@ def main() -> None:
         f"| batch | {epochs} epochs | examples/s | × plain | × one worker | seconds | test accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    print("\n".join(lines))
     for batch in arguments.batches:
         runs: dict[str, list[Ran]] = {name: [] for name in WAYS}
         for _ in range(arguments.repeats):
             for name, way in WAYS.items():
                 runs[name].append(way(folder, batch, epochs))
         lines += rows(batch, runs)
-    print("\n".join(lines))
+        print("\n".join(lines[-len(WAYS) :]), flush=True)
     if arguments.write:
         replace("accuracy", [machine(), "", *lines])
 

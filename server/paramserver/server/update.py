@@ -193,8 +193,8 @@ def how(
     """Return what the optimizer is told, what makes the sum of contributions the gradient, and a further factor for it.
 
     With `staleness_scaling` the learning rate is divided by 1 + delay, after Zhang et al., "Staleness-aware Async-SGD
-    for Distributed Deep Learning", 2015. The further factor is 1 but for `ftrl`, whose state holds terms of all steps at
-    one learning rate: there the gradient is scaled in its place.
+    for Distributed Deep Learning", 2015. The further factor is 1 but for `ftrl`, whose state holds terms of all steps
+    at one learning rate: there the gradient is scaled in its place.
 
     Warning: where all delays are alike this is a smaller learning rate and no more.
     """
