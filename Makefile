@@ -22,8 +22,9 @@ $(READY): pyproject.toml
 demo: $(READY) ## train a linear regression: 1 server and 4 workers as processes
 	$(BIN)/paramserver demo
 
-test: $(READY) ## run the whole test suite
-	$(BIN)/python -m pytest
+# Most of a test of processes is starting them, on one core after the other.
+test: $(READY) ## run the whole test suite, on two cores
+	$(BIN)/python -m pytest -n 2
 
 accounting: $(READY) ## exact accounting under kill -9, 20 seeds of 20 kills (some minutes)
 	ACCOUNTING_SEEDS=20 ACCOUNTING_KILLS=20 $(BIN)/python -m pytest -q tests/processes/test_accounting.py
@@ -35,9 +36,12 @@ simulate: $(READY) ## simulate training under faults: SEEDS=10000, or SEED=7 wit
 	@PYTHONPATH=tests $(BIN)/python -m simulation \
 	    $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
 
-bench: $(READY) ## measure rounds and updates (about ten minutes on an idle machine)
+bench: $(READY) ## measure rounds, updates and pulls (about ten minutes on an idle machine)
 	$(BIN)/python benchmarks/rounds.py --write
-	$(BIN)/python benchmarks/apply.py
+	@for how in "" "--momentum 0.9" "--momentum 0.9 --numpy" "--optimizer adam" "--optimizer adam --numpy"; do \
+	    $(BIN)/paramserver bench apply $$how || exit 1; done
+	@for transport in shm stream; do for size in 1000 1000000 25000000; do \
+	    $(BIN)/paramserver bench pull --transport $$transport --size $$size --pulls 50 || exit 1; done; done
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/accuracy.py --write
 

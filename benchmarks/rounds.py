@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs/performance.md"
 #: Rounds by size: enough for a median, few enough for the whole table to take minutes.
 ROUNDS = {1_000: 2_000, 1_000_000: 200, 25_000_000: 20}
 WORKERS = (1, 2, 4, 8)
-TRANSPORTS = ("auto", "stream")
+TRANSPORTS = ("shm", "stream")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 
 def row(found: Measured) -> str:
     """Return one line of the table."""
-    transport = "shared memory" if found.transport == "auto" else found.transport
+    transport = "shared memory" if found.transport == "shm" else found.transport
     return (
         f"| {transport} | {found.size:,} | {found.workers} | {found.median_ms:.2f} "
         f"| {found.p10_ms:.2f} to {found.p90_ms:.2f} | {found.floor_ms:.2f} | {found.ratio:.2f} "

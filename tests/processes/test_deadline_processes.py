@@ -190,7 +190,9 @@ def test_workers_that_share_memory_and_are_killed_leave_nothing(cluster: Cluster
     control.when(lambda status: status.version > version + 10)
     # The slots of the one that stays may have been mapped anew.
     until(lambda: held_by(control.process.pid) <= before, "the server to let go of what the dead had shared")
-    assert set(os.listdir("/dev/shm")) == shm
+    left = set(os.listdir("/dev/shm")) - shm
+    # Semaphores are those of tests that run beside this one.
+    assert not [name for name in left if not name.startswith("sem.")]
 
 
 def test_a_second_worker_of_the_same_name_is_refused_and_the_first_works_on(cluster: Cluster) -> None:

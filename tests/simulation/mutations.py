@@ -119,7 +119,13 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
-    Mutation("skip the deduplication", "server.engine:Engine.admit", "if step < clock:", "if False:", WILD),
+    Mutation(
+        "skip the deduplication",
+        "server.engine:Engine.admit",
+        "if step < clock:",
+        "if step < clock:\n        return None\n    if False:",
+        WILD,
+    ),
     Mutation(
         "forget the epoch and the holder",
         "server.engine:Engine.admit",
@@ -265,7 +271,13 @@ MUTATIONS = (
         "session.held is not None",
         ROUNDS,
     ),
-    Mutation("send chunks of an older θ", "server.store:Store.apply", "self._encoded = None", "pass", ROUNDS),
+    Mutation(
+        "send chunks of an older θ",
+        "server.store:Store.answer",
+        "return [*self._encoded, encode(message, self._last)]",
+        "self.first = getattr(self, 'first', self._encoded); return [*self.first, encode(message, self._last)]",
+        ROUNDS,
+    ),
 )
 
 

@@ -11,14 +11,30 @@ from typing import Self
 from paramserver.client.connection.client import Client
 from paramserver.client.localprocess import LocalProcess
 from paramserver.client.supervisor import MAX_RESTARTS, Supervisor
-from paramserver.wire.errors import JobFailed, RequestError
+from paramserver.wire.errors import JobFailed, RequestError, nearest
+from paramserver.worker.trainer import TRANSPORTS
 
 #: A server has been started and answers well within this time, or something is wrong.
 START_S = 30.0
 #: After SIGTERM, what has not ended by then is killed.
 GRACE_S = 5.0
+#: Workers that take turns in transport.
+MIXED = "mixed"
+
 #: Pause between two looks at something that takes a moment.
 _LOOK_S = 0.01
+
+
+def check_transport(transport: str) -> None:
+    """Refuse a transport that is none.
+
+    Raises:
+        RequestError: if it is not one of `TRANSPORTS`, and not `mixed` either.
+    """
+    if transport not in (*TRANSPORTS, MIXED):
+        raise RequestError(
+            f"transport is {transport!r}, allowed are {', '.join(TRANSPORTS)}{nearest(transport, TRANSPORTS)}"
+        )
 
 
 def check_counts(workers: int, servers: int = 1) -> None:
@@ -42,11 +58,12 @@ class LocalCluster:
         state: where the server keeps its job, or each of several in a folder of its own within; with it, a server that
             dies is started again and goes on.
         restarts: how often each process is started again.
-        transport: `auto`, `stream` to keep tensors out of shared memory, or `mixed` for workers that take turns.
+        transport: how tensors travel, one of `TRANSPORTS`, or `mixed` for workers that take turns in auto and stream.
         proxy_seed: put a `paramserver.client.proxy` with this seed before the server, of several the coordinator.
         servers: how many server processes; the job's `server.partitions` must be the same.
 
     Raises:
+        RequestError: if there is no such transport.
         JobFailed: on entry, if the server does not start; the message holds the end of its log.
     """
 
@@ -61,6 +78,7 @@ class LocalCluster:
         proxy_seed: int | None = None,
         servers: int = 1,
     ) -> None:
+        check_transport(transport)
         self._transport = transport
         self._partitions = servers
         self._proxy_seed = proxy_seed
@@ -92,7 +110,7 @@ class LocalCluster:
                     "--base",
                     str(self._base),
                     "--transport",
-                    ("auto", "stream")[number % 2] if self._transport == "mixed" else self._transport,
+                    ("auto", "stream")[number % 2] if self._transport == MIXED else self._transport,
                 )
                 self._workers.append(LocalProcess(name, self._logs, "paramserver.worker", *arguments))
         except BaseException:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paramserver.client.connection.client import Client, Point, Update
 from paramserver.client.evaluate import evaluate, open_test
-from paramserver.client.launch import START_S, LocalCluster, check_counts
+from paramserver.client.launch import START_S, LocalCluster, check_counts, check_transport
 from paramserver.client.rundirectory import Origin, RunDirectory
 from paramserver.client.supervisor import MAX_RESTARTS
 from paramserver.wire.errors import (
@@ -113,7 +113,7 @@ def train(
         restarts: how often each process on this machine is started again if it dies; the server only if the job is
             one that its state directory keeps.
         started: called with the processes on this machine once they run.
-        transport: of the workers on this machine, see `LocalCluster`.
+        transport: of the workers on this machine, see `LocalCluster`; without effect if `server` is given.
         proxy_seed: see `LocalCluster`.
 
     Raises:
@@ -123,6 +123,7 @@ def train(
         Unreachable: if the running server does not answer.
     """
     check_counts(workers, 1 if servers is None else servers)
+    check_transport(transport)
     if servers is not None and servers != job.server.partitions:
         tables = job.model_dump()
         tables["server"]["partitions"] = servers
@@ -144,7 +145,11 @@ def train(
 
 
 def resume(
-    run: str | Path, workers: int | None = None, progress: Progress | None = None, restarts: int = MAX_RESTARTS
+    run: str | Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    restarts: int = MAX_RESTARTS,
+    transport: str = "auto",
 ) -> Result:
     """Go on with a run that was started on this machine, from its last snapshot, and return what it learnt.
 
@@ -155,6 +160,7 @@ def resume(
         workers: worker processes to start; as many as before if left out.
         progress: called with every update, which tell the whole history.
         restarts: as in `train`.
+        transport: as in `train`.
 
     Raises:
         RequestError: if the directory holds no run of this machine, or what it holds is broken.
@@ -163,11 +169,12 @@ def resume(
     directory, job, origin = RunDirectory.reopen(run)
     count = origin.workers if workers is None else workers
     check_counts(count)
+    check_transport(transport)
     root = Path(origin.base)
     load_task(job.task.use, job.task.options, root)
     training = _Training(job, origin.job_id, directory, root)
     with _recorded(training, lambda: None):
-        return training.here(count, restarts, progress)
+        return training.here(count, restarts, progress, transport=transport)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 
 from paramserver.server.events import Contribution
-from paramserver.server.optimizers import StepInfo, make_optimizer, slice_state
+from paramserver.server.optimizers import StepInfo, fused, make_optimizer, slice_state
 from paramserver.server.optimizers.norms import block_squares, clip_factor
 from paramserver.server.optimizers.norms import norm as norm_of
 from paramserver.server.optimizers.optimizer import Layerwise
@@ -48,12 +48,12 @@ def squares_of(layout: Layout, gradient: Array) -> Array:
 class Update:
     """Applies a job's optimizer to a flat θ in chunks of `chunk` elements; owns the optimizer's state."""
 
-    def __init__(self, job: Job, layout: Layout, chunk: int, total_steps: int) -> None:
+    def __init__(self, job: Job, layout: Layout, chunk: int, total_steps: int, fuse: bool = fused.AVAILABLE) -> None:
         self._job = job
         self._layout = layout
         self._chunk = chunk
         self._total_steps = total_steps
-        self._optimizer = make_optimizer(job.optimizer)
+        self._optimizer = make_optimizer(job.optimizer, fuse)
         self.state = self._optimizer.init(layout.size, layout.dtype)
         starts = range(0, layout.size, chunk)
         #: Where each chunk lies in the flat vector.

@@ -14,7 +14,7 @@ from pathlib import Path
 from paramserver.wire.errors import ParamserverError, Unreachable
 from paramserver.wire.memory import keep_freed_memory
 from paramserver.worker.process import exit_now, work_until_signalled
-from paramserver.worker.trainer import Identity, Trainer
+from paramserver.worker.trainer import TRANSPORTS, Identity, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,16 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--connect-timeout", type=float, default=60.0, metavar="S", help="give up after S seconds")
     parser.add_argument(
         "--transport",
-        choices=("auto", "stream"),
+        choices=TRANSPORTS,
         default="auto",
-        help="auto: shared memory with a server on this machine, else the stream; stream: always the stream",
+        help="shm: shared memory with a server on this machine, or an error; stream: messages; auto: shm, else stream",
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     accepts, pinned = arguments.shards
-    trainer = Trainer(
-        Identity(arguments.name, accepts, pinned), arguments.base, may_share=arguments.transport == "auto"
-    )
+    trainer = Trainer(Identity(arguments.name, accepts, pinned), arguments.base, transport=arguments.transport)
     keep_freed_memory()
     try:
         asyncio.run(work_until_signalled(arguments.server, trainer, arguments.connect_timeout))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from paramserver.wire import sharing
 from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.mosaic import Mosaic
@@ -151,20 +152,18 @@ class Partitions:
             if other.welcome.cluster != welcome.cluster:
                 raise PeerGone(f"{other.stream.address} is not led by {address}, or not yet again")
 
-    def proofs(self) -> list[bytes] | None:
-        """Return what proves to each of them that this process sees its memory; None if it does not see all."""
-        found = []
-        for other in self._others:
-            proof = prove(other.welcome)
-            if proof is None:
-                return None
-            found.append(proof)
-        return found
+    def proofs(self) -> list[bytes]:
+        """Return what proves to each of them that this process sees its memory.
+
+        Raises:
+            ProtocolError: if it does not see that of all.
+        """
+        return [prove(other.welcome, other.stream.address) for other in self._others]
 
     async def share(self, proofs: Sequence[bytes]) -> None:
         """Prove it to all of them."""
         for other, proof in zip(self._others, proofs, strict=True):
-            await other.stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+            await other.stream.share(proof, other.welcome.takes_pipes)
 
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""
@@ -211,15 +210,23 @@ class Partitions:
             yield other, part, flat[part.start : part.start + part.size]
 
 
-def prove(welcome: pb.Welcome) -> bytes | None:
-    """Return the random bytes of a server's memory, if this process sees them."""
+def prove(welcome: pb.Welcome, address: str) -> bytes:
+    """Return the random bytes of a server's memory.
+
+    Raises:
+        ProtocolError: if this process does not see them, with the reason.
+    """
+    if not sharing.AVAILABLE:
+        raise ProtocolError("this system has no memory that processes can share without a name (memfd_create)")
     if not welcome.HasField("probe"):
-        return None
+        raise ProtocolError(f"the server at {address} offers no shared memory")
     probe = welcome.probe
     try:
         return Segment.open(probe.pid, probe.descriptor, PROBE_BYTES, np.dtype(np.uint8)).values.tobytes()
-    except ProtocolError:
-        return None
+    except ProtocolError as error:
+        raise ProtocolError(
+            f"the server at {address} is on another machine, in another container or another user's ({error})"
+        ) from None
 
 
 def in_chunks(flat: Array, chunk_bytes: int) -> list[tuple[int, Array]]:

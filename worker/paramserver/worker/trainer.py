@@ -21,7 +21,6 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from paramserver.wire import sharing
 from paramserver.wire.codecs import chunk_elements
 from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
 from paramserver.wire.job import Job
@@ -43,6 +42,9 @@ from paramserver.worker.tasks.contract import check_finite
 log = logging.getLogger(__name__)
 
 PROTOCOL = 1
+
+#: How tensors may travel.
+TRANSPORTS = ("auto", "shm", "stream")
 
 #: A step that took longer than this runs beside the event loop, so that heartbeats go on; a shorter one runs in it,
 #: which saves two thread switches.
@@ -92,7 +94,8 @@ class Trainer:
     """Works for one server, over any number of streams and jobs.
 
     `compute` replaces the task's own gradient, for a worker with a loop of its own; `on_end` is called whenever a job
-    has ended. With `may_share` False tensors always travel in messages, even within one machine.
+    has ended. `transport` is one of `TRANSPORTS`: `auto` shares memory with a server on this machine and else sends
+    tensors in messages, `stream` always does the latter, and `shm` gives up where memory cannot be shared.
     """
 
     def __init__(
@@ -101,9 +104,9 @@ class Trainer:
         base: Path | None = None,
         compute: Compute | None = None,
         on_end: Callable[[], None] = lambda: None,
-        may_share: bool = True,
+        transport: str = "auto",
     ) -> None:
-        self._may_share = may_share
+        self._transport = transport
         self._identity = identity
         self._base = base
         self._on_end = on_end
@@ -158,12 +161,16 @@ class Trainer:
 
     async def _offer_to_share(self, stream: Stream, welcome: pb.Welcome) -> None:
         """Prove to the server that this process sees its memory, if it does."""
-        if not self._may_share or not sharing.AVAILABLE:
+        if self._transport == "stream":
             return
-        proof, proofs = prove(welcome), self._partitions.proofs()
-        if proof is not None and proofs is not None:
-            await self._partitions.share(proofs)
-            await stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+        try:
+            proof, proofs = prove(welcome, stream.address), self._partitions.proofs()
+        except ProtocolError as reason:
+            if self._transport == "shm":
+                raise ProtocolError(f"transport shm is impossible: {reason}; auto would take the stream") from None
+            return
+        await self._partitions.share(proofs)
+        await stream.share(proof, welcome.takes_pipes)
 
     async def _beside_the_loop(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = partial(function, *arguments, **named)
@@ -186,6 +193,11 @@ class Trainer:
                 self._take_census(message.census, payload)
             case "layout":
                 self._replica = Replica(message.layout, self._job, self._partitions)
+                if self._transport == "shm" and not self._replica.shares_memory:
+                    raise ProtocolError(
+                        f"transport shm is impossible: the server at {stream.address} sends θ in messages, since it "
+                        "does not see this process or the job compensates for delays; auto would take the stream"
+                    )
                 self._outgoing = Outgoing(self._replica)
                 self._described, self._rows = list(message.layout.tables), None
                 self._encoder = self._new_encoder(self._replica.layout)

@@ -76,6 +76,47 @@ def through_memory(size: int, workers: int, rounds: int) -> Floor:
     return Floor(rounds_s, time.process_time() - before)
 
 
+def pulls_over_sockets(size: int, rounds: int) -> Floor:
+    """Time a byte to another process over TCP loopback, and a float32 vector back."""
+    context = multiprocessing.get_context("spawn")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = context.Process(target=_send_when_asked, args=(listener.getsockname()[1], size, rounds))
+        process.start()
+        with _without_delay(listener.accept()[0]) as stream:
+            theta, used, rounds_s = np.full(size, 0, np.float32), np.empty(1), []
+            before = time.process_time()
+            for _ in range(rounds):
+                started = time.perf_counter()
+                stream.sendall(b"?")
+                _receive(stream, theta)
+                rounds_s.append(time.perf_counter() - started)
+            cpu_s = time.process_time() - before
+            _receive(stream, used)
+        process.join()
+    return Floor(rounds_s, cpu_s + float(used[0]))
+
+
+def pulls_through_memory(size: int, rounds: int) -> Floor:
+    """Time the copying of a float32 vector."""
+    source, target = np.full(size, 1, np.float32), np.full(size, 0, np.float32)
+    before, rounds_s = time.process_time(), []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        rounds_s.append(time.perf_counter() - started)
+    return Floor(rounds_s, time.process_time() - before)
+
+
+def _send_when_asked(port: int, size: int, rounds: int) -> None:
+    theta = np.full(size, 1, np.float32)
+    with _without_delay(socket.create_connection(("127.0.0.1", port))) as stream:
+        before = time.process_time()
+        for _ in range(rounds):
+            stream.recv(1)
+            stream.sendall(theta.data)
+        stream.sendall(np.array([time.process_time() - before]).data)
+
+
 def _send_and_receive(port: int, size: int, rounds: int) -> None:
     gradient, theta = np.full(size, 1e-3, np.float32), np.full(size, 0, np.float32)
     with _without_delay(socket.create_connection(("127.0.0.1", port))) as stream:

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from paramserver.client.bench import floor
-from paramserver.client.bench.running import run
-from paramserver.wire.errors import RequestError
+from paramserver.client.bench.running import check_least, run
+from paramserver.client.launch import check_transport
 from paramserver.wire.job import Job, WireSection
-
-TRANSPORTS = ("auto", "stream")
 
 #: The first rounds touch memory for the first time and are not counted.
 WARM_UP = 0.2
@@ -60,16 +58,8 @@ def measure_rounds(
         RequestError: for sizes or counts below 1, or an unknown transport or codec.
         JobFailed: if the run fails.
     """
-    for name, value, least in (
-        ("size", size, 1),
-        ("workers", workers, 1),
-        ("rounds", rounds, 5),
-        ("servers", servers, 1),
-    ):
-        if value < least:
-            raise RequestError(f"{name} is {value}, allowed are {least} and more")
-    if transport not in TRANSPORTS:
-        raise RequestError(f"transport is {transport!r}, allowed are {', '.join(TRANSPORTS)}")
+    check_least(size=(size, 1), workers=(workers, 1), rounds=(rounds, 5), servers=(servers, 1))
+    check_transport(transport)
     time_floor = floor.over_sockets if transport == "stream" else floor.through_memory
     # Half of the floor before and half after, so that a machine that gets busier shows in both.
     half = max(5, rounds // 2)

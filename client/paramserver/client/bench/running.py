@@ -6,12 +6,13 @@ import itertools
 import math
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from paramserver.client.connection.client import Client, Point
 from paramserver.client.launch import LocalCluster
-from paramserver.wire.errors import JobFailed
+from paramserver.wire.errors import JobFailed, RequestError
 from paramserver.wire.job import Job
 
 
@@ -49,31 +50,44 @@ def run(job: Job, workers: int, transport: str) -> Ran:
         ):
             cluster.wait_for_workers(client)
             pids = cluster.pids()
-            idle = {name: _memory_mb(pid, "VmRSS") for name, pid in pids.items()}
+            idle = {name: memory_mb(pid, "VmRSS") for name, pid in pids.items()}
             client.submit(job)
             cpu_before, version_before, last = math.nan, 0, 0
             points: list[Point] = []
             for update in client.watch(cluster.check):
                 last = update.status.version
                 if math.isnan(cpu_before) and last:
-                    cpu_before, version_before = _cpu_s(pids), last
+                    cpu_before, version_before = cpu_s(pids.values()), last
                 points += update.points
                 if update.status.state == "failed":
                     raise JobFailed(update.status.reason)
-            cpu_s = (_cpu_s(pids) - cpu_before) * last / max(1, last - version_before)
-            peaks = {name: _memory_mb(pid, "VmHWM") for name, pid in pids.items()}
-    return Ran(points, cpu_s, peaks, idle, (update.status.bytes_received, update.status.bytes_sent))
+            spent_s = (cpu_s(pids.values()) - cpu_before) * last / max(1, last - version_before)
+            peaks = {name: memory_mb(pid, "VmHWM") for name, pid in pids.items()}
+    return Ran(points, spent_s, peaks, idle, (update.status.bytes_received, update.status.bytes_sent))
 
 
-def _cpu_s(pids: dict[str, int]) -> float:
+def check_least(**values: tuple[int, int]) -> None:
+    """Refuse a number that is below what makes sense; by name, the number and the least that is allowed.
+
+    Raises:
+        RequestError: if there is one.
+    """
+    for name, (value, least) in values.items():
+        if value < least:
+            raise RequestError(f"{name} is {value}, allowed are {least} and more")
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the CPU seconds that processes have taken so far."""
     ticks = 0
-    for pid in pids.values():
+    for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _memory_mb(pid: int, which: str) -> float:
+def memory_mb(pid: int, which: str) -> float:
+    """Return a process's memory in MB: `VmRSS`, what is resident now, or `VmHWM`, what was at most."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{which}:"):
             return int(line.split()[1]) / 1024

@@ -7,8 +7,9 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from paramserver.client.bench.rounds import TRANSPORTS, WARM_UP
-from paramserver.client.bench.running import run
+from paramserver.client.bench.rounds import WARM_UP
+from paramserver.client.bench.running import check_least, run
+from paramserver.client.launch import check_transport
 from paramserver.wire.errors import RequestError
 from paramserver.wire.job import Job
 
@@ -49,12 +50,10 @@ def measure_updates(size: int, workers: int, updates: int, transport: str, durab
         RequestError: for sizes or counts that are too small, or an unknown transport or durability.
         JobFailed: if the run fails.
     """
-    for name, value, least in (("size", size, 1), ("workers", workers, 1), ("updates", updates, 10 * workers)):
-        if value < least:
-            raise RequestError(f"{name} is {value}, allowed are {least} and more")
-    for name, choice, allowed in (("transport", transport, TRANSPORTS), ("durability", durability, DURABILITIES)):
-        if choice not in allowed:
-            raise RequestError(f"{name} is {choice!r}, allowed are {', '.join(allowed)}")
+    check_least(size=(size, 1), workers=(workers, 1), updates=(updates, 10 * workers))
+    check_transport(transport)
+    if durability not in DURABILITIES:
+        raise RequestError(f"durability is {durability!r}, allowed are {', '.join(DURABILITIES)}")
     job = Job.from_dict(
         {
             "task": {"use": f"{__package__}.task:Constant", "options": {"size": size}},

@@ -14,6 +14,14 @@ from paramserver.client.cli.progress import shown
 from paramserver.wire.errors import JobFailed, RequestError
 from paramserver.wire.job import Job
 
+Transport = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|shm|stream",
+        help="Of the workers here: shared memory, messages, or whichever is possible.",
+    ),
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -65,6 +73,7 @@ def train(
         Path | None,
         typer.Option(metavar="RUN_DIR", help="Go on with this run of this machine, broken off or finished."),
     ] = None,
+    transport: Transport = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train a job: on processes of this machine, or on a running server."""
@@ -72,17 +81,21 @@ def train(
 
     if (job_file is None) == (resume is None) or (resume and (server or run)):
         raise RequestError("name either a job file or, alone, a run to go on with: --resume RUN_DIR")
+    if server and transport != "auto":
+        raise RequestError(f"the workers of {server} chose their transport: paramserver work --transport {transport}")
     try:
         with shown() as progress:
             if job_file is None:
                 assert resume is not None
                 directory = resume
-                result = training.resume(directory, workers, progress)
+                result = training.resume(directory, workers, progress, transport=transport)
             else:
                 job = Job.from_toml(job_file)
                 directory = run or rundirectory.fresh_path(job)
                 count = 2 if workers is None else workers
-                result = training.train(job, count, servers, server, directory, job_file.parent, progress)
+                result = training.train(
+                    job, count, servers, server, directory, job_file.parent, progress, transport=transport
+                )
     except JobFailed:
         if as_json:
             print_json(json.loads((directory / rundirectory.RESULT).read_text(encoding="utf-8")))
