@@ -192,8 +192,11 @@ def how(
 ) -> tuple[StepInfo, float, float]:
     """Return what the optimizer is told, what makes the sum of contributions the gradient, and a further factor for it.
 
-    That factor is 1 but for `ftrl`, whose state holds terms of all steps at one learning rate: there the gradient is
-    scaled by the staleness.
+    With `staleness_scaling` the learning rate is divided by 1 + delay, after Zhang et al., "Staleness-aware Async-SGD
+    for Distributed Deep Learning", 2015. The further factor is 1 but for `ftrl`, whose state holds terms of all steps
+    at one learning rate: there the gradient is scaled in its place.
+
+    Warning: where all delays are alike this is a smaller learning rate and no more.
     """
     rate = learning_rate(job.optimizer, step, total_steps)
     scale = 1.0 / sum(c.samples for c in contributions) if job.train.reduce == "mean" else 1.0
