@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy.py [--epochs 3] [--repeats 3] [--write]
 
-A perceptron (784-256-10, relu) in synchronous rounds of two shards' batches of 256. The plain loop makes the same number of
-steps with as many examples each in one batch, without a server. Two such loops at once, which exchange nothing, are
-what two cores give at best. Everything runs in turn, `repeats` times over, with one BLAS thread a process.
+A perceptron (784-256-10, relu) in synchronous rounds of two shards' batches of 256. The plain loop makes the same
+number of steps with as many examples each in one batch, without a server. Two such loops at once, which exchange
+nothing, are what two cores give at best. Everything runs in turn, `repeats` times over, with one BLAS thread a process.
 
 Needs Fashion-MNIST's idx files; Debian has them as dataset-fashion-mnist.
 """
@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rounds import PAGE, machine, replace
 from threadpoolctl import threadpool_limits
 
 from paramserver.client import Job, train
 from paramserver.worker.data import open_source
+from rounds import PAGE, machine, replace
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SHARDS, BATCH, HIDDEN, RATE, MOMENTUM = 2, 256, 256, 0.1, 0.9

@@ -36,8 +36,10 @@ class Script:
         self.proofs: list[bytes] = []
 
     async def send(self, message: pb.WorkerMessage, _payload: Array | None = None) -> None:
-        if message.HasField("share"):
-            self.proofs.append(message.share.proof)
+        assert not message.HasField("share")
+
+    async def share(self, proof: bytes, _takes_pipes: bool) -> None:
+        self.proofs.append(proof)
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         return decode_server_message(encode(self._messages.popleft())) if self._messages else None

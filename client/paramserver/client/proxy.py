@@ -72,6 +72,15 @@ def _matters(direction: str, data: bytes) -> bool:
     return message_down.HasField("work") or message_down.HasField("rows")
 
 
+def _without_pipes(data: bytes) -> bytes:
+    """Return a message from the server such that messages go on passing through here."""
+    message = pb.ServerMessage.FromString(data)
+    if not message.HasField("welcome"):
+        return data
+    message.welcome.takes_pipes = False
+    return message.SerializeToString()
+
+
 class Proxy:
     """Passes every training stream on to a stream of its own to the server."""
 
@@ -106,6 +115,7 @@ class Proxy:
     async def _down(self, call: Any, context: Context) -> None:
         with contextlib.suppress(Lost, grpc.RpcError, asyncio.InvalidStateError):
             while (data := await call.read()) is not grpc.aio.EOF:
+                data = _without_pipes(data)
                 for _ in range(self._faults.copies("down", data)):
                     await context.write(data)
 

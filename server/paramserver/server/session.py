@@ -10,7 +10,9 @@ from typing import Protocol
 
 from paramserver.server.events import Contribution
 from paramserver.server.tables.arriving import Arriving, ArrivingRows
+from paramserver.wire.errors import ProtocolError
 from paramserver.wire.layout import Array
+from paramserver.wire.pipes import Pipes
 from paramserver.wire.sharing import Draft, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -82,6 +84,9 @@ class Session:
     sent: int = 0
     #: Answers of one or more messages each; their bytes are shared with other sessions where they are the same.
     _outbox: deque[Sequence[bytes]] = field(default_factory=deque)
+    #: Where answers go in place of the stream. `_outbox` is theirs then, and what was queued before is in `_last`.
+    _pipes: Pipes | None = None
+    _last: deque[Sequence[bytes]] = field(default_factory=deque)
     #: What the writer waits for while there is nothing to send.
     _waiting: asyncio.Future[None] | None = None
     closed: bool = False
@@ -118,7 +123,17 @@ class Session:
             self.give_up()
         if not self.closed:
             self._outbox.append(messages)
-            self._wake_writer()
+            if self._pipes is None:
+                self._wake_writer()
+            else:
+                self._pipes.flush()
+
+    def move(
+        self, reading: int, writing: int, take: Callable[[bytes], None], fail: Callable[[ProtocolError], None]
+    ) -> None:
+        """Let go through pipes what is not queued yet; `take` and `fail` are told what comes through them."""
+        self._pipes = Pipes(reading, writing, take, self._wake_writer, fail)
+        self._last, self._outbox = self._outbox, self._pipes.outbox
 
     def close(self) -> None:
         """End the stream after what is queued."""
@@ -138,16 +153,18 @@ class Session:
     def end(self) -> None:
         """Let go of what the worker shared, and of the stream, which holds this; not only at the next collection."""
         self.slots, self.initial = {}, None
+        if self._pipes is not None:
+            self._pipes.close()
         self.cut = lambda: None
 
     async def next_answer(self) -> Sequence[bytes] | None:
-        """Wait for the next messages to send; None when the stream is to end."""
-        while not self._outbox:
-            if self.closed:
+        """Wait for the next messages to send on the stream; None when it is to end."""
+        while not (queue := self._outbox if self._pipes is None else self._last):
+            if self.closed and (self._pipes is None or self._pipes.is_drained):
                 return None
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
-        return self._outbox.popleft()
+        return queue.popleft()
 
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""

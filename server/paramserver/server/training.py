@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import Any
 
@@ -14,6 +15,7 @@ from paramserver.server.shell import Shell
 from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import ParamserverError, ProtocolError, status_code
 from paramserver.wire.framing import decode_worker_message, encode
+from paramserver.wire.pipes import open_pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 PROTOCOL = 1
@@ -61,6 +63,7 @@ class TrainingService:
         welcome = pb.Welcome(protocol=PROTOCOL, chunk_bytes=CHUNK_BYTES, cluster=self._shell.cluster)
         if self._shell.probe is not None:
             welcome.probe.pid, welcome.probe.descriptor = os.getpid(), self._shell.probe.descriptor
+            welcome.takes_pipes = True
         session.send(encode(pb.ServerMessage(welcome=welcome)))
         return session
 
@@ -76,14 +79,65 @@ class TrainingService:
             self._shell.join(session)
             while (data := await context.read()) is not grpc.aio.EOF:
                 message, payload = decode_worker_message(data)
-                if message.WhichOneof("kind") == "leave":
-                    reason = f"it left: {message.leave.reason or 'no reason given'}"
+                kind = message.WhichOneof("kind")
+                if kind == "leave":
+                    reason = _why(message.leave)
                     break
                 self._shell.take(session, message, payload)
+                if kind == "share" and message.share.HasField("pipes"):
+                    left = self._move(session, message.share.pipes)
+                    if left is not None:
+                        reason = await _first(left, context) or reason
+                        break
         finally:
             self._shell.leave(session, reason)
             writer.cancel()
             session.end()
+
+    def _move(self, session: Session, offered: pb.Pipes) -> asyncio.Future[str] | None:
+        """Go on through pipes if they can be opened; the future is why the worker left, or what it did wrong."""
+        pipes: tuple[int, int] | None = None
+        if session.shares_memory:
+            with contextlib.suppress(ProtocolError):
+                pipes = open_pipes(offered.pid, offered.up, offered.down)
+        session.shares_memory = pipes is not None
+        session.send(encode(pb.ServerMessage(shared=pb.Shared(pipes=pipes is not None))))
+        if pipes is None:
+            return None
+        left: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def take(data: bytes) -> None:
+            if left.done():
+                return
+            try:
+                message, payload = decode_worker_message(data)
+                if message.HasField("leave"):
+                    left.set_result(_why(message.leave))
+                else:
+                    self._shell.take(session, message, payload)
+            except Exception as error:
+                left.set_exception(error)
+
+        session.move(*pipes, take, left.set_exception)
+        return left
+
+
+def _why(leave: pb.Leave) -> str:
+    return f"it left: {leave.reason or 'no reason given'}"
+
+
+async def _first(left: asyncio.Future[str], context: Context) -> str | None:
+    """Wait until the worker leaves, and return why; None if its stream ends first."""
+    reading = asyncio.ensure_future(context.read())
+    try:
+        await asyncio.wait((left, reading), return_when=asyncio.FIRST_COMPLETED)
+        if left.done():
+            return left.result()
+        if reading.result() is not grpc.aio.EOF:
+            raise ProtocolError("a message came on the stream after the worker had gone over to pipes")
+        return None
+    finally:
+        reading.cancel()
 
 
 async def _write(session: Session, context: Context) -> None:

@@ -163,7 +163,7 @@ class Partitions:
     async def share(self, proofs: Sequence[bytes]) -> None:
         """Prove it to all of them."""
         for other, proof in zip(self._others, proofs, strict=True):
-            await other.stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+            await other.stream.share(proof, other.welcome.takes_pipes)
 
     def start_job(self) -> None:
         """Forget what belonged to an earlier job."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections import deque
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
+from paramserver.wire.errors import ProtocolError
 from paramserver.wire.framing import decode_server_message, encode
 from paramserver.wire.layout import Array
+from paramserver.wire.pipes import PipePair, Pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 METHOD = f"/{pb.DESCRIPTOR.services_by_name['Training'].full_name}/Train"
@@ -37,6 +41,15 @@ class Stream:
         self._writing = asyncio.Lock()
         #: Loop time of the last message sent.
         self.last_sent = 0.0
+        #: Where messages go in place of the stream.
+        self._pipes: Pipes | None = None
+        #: What has come and was not received yet, with pipes or on the way to them.
+        self._arrived: deque[bytes] = deque()
+        #: With pipes: the end of the stream, …
+        self._ending: asyncio.Future[Any] | None = None
+        #: … and what waits for a message, or for room in the pipe.
+        self._waiting: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -44,6 +57,10 @@ class Stream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._pipes is not None:
+            self._pipes.close()
+        if self._ending is not None:
+            self._ending.cancel()
         self._call.cancel()
         await self._channel.close()
 
@@ -54,6 +71,9 @@ class Stream:
             grpc.RpcError: if the stream is broken or at its end.
         """
         data = encode(message, payload)
+        if self._pipes is not None:
+            await self._send_by_pipe(self._pipes, data)
+            return
         async with self._writing:
             try:
                 await self._call.write(data)
@@ -64,12 +84,90 @@ class Stream:
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         """Wait for the next message; None when the server has ended the stream."""
-        data = await self._call.read()
-        if data is grpc.aio.EOF:
-            if await self._call.code() is not grpc.StatusCode.OK:
+        if not self._arrived:
+            data = await self._next()
+            if data is grpc.aio.EOF:
+                if await self._call.code() is not grpc.StatusCode.OK:
+                    raise await self._failure()
+                return None
+            self._arrived.append(data)
+        return decode_server_message(self._arrived.popleft())
+
+    async def share(self, proof: bytes, takes_pipes: bool) -> None:
+        """Prove that memory is shared, and go over to pipes with a server that takes them.
+
+        Raises:
+            grpc.RpcError: if the stream is broken or at its end.
+        """
+        share = pb.Share(proof=proof)
+        if not takes_pipes:
+            await self.send(pb.WorkerMessage(share=share))
+            return
+        pair = PipePair()
+        share.pipes.pid, share.pipes.up, share.pipes.down = os.getpid(), pair.up, pair.down
+        try:
+            await self.send(pb.WorkerMessage(share=share))
+            while (data := await self._call.read()) is not grpc.aio.EOF:
+                message, _ = decode_server_message(data)
+                if message.HasField("shared"):
+                    break
+                self._arrived.append(data)
+            else:
                 raise await self._failure()
-            return None
-        return decode_server_message(data)
+        except BaseException:
+            pair.close()
+            raise
+        if not message.shared.pipes:
+            pair.close()
+            return
+        # Nothing else comes on the stream.
+        ending = self._ending = asyncio.ensure_future(self._call.read())
+        ending.add_done_callback(self._end)
+        self._pipes = Pipes(*pair.take(), self._take, self._room.set, self._fail)
+
+    def _take(self, data: bytes) -> None:
+        self._arrived.append(data)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _fail(self, error: ProtocolError) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
+
+    def _end(self, ending: asyncio.Future[Any]) -> None:
+        if not ending.cancelled():
+            ending.exception()
+        self._wake()
+        self._room.set()
+
+    async def _next(self) -> Any:
+        """Wait for the next message, wherever it comes; EOF at the end of the stream."""
+        if self._pipes is None or self._ending is None:
+            return await self._call.read()
+        while not self._arrived:
+            if self._ending.done():
+                # What was said before the end may still be in the pipe.
+                self._pipes.read()
+                if not self._arrived:
+                    return self._ending.result()
+            else:
+                self._waiting = asyncio.get_running_loop().create_future()
+                await self._waiting
+        return self._arrived.popleft()
+
+    async def _send_by_pipe(self, pipes: Pipes, data: bytes) -> None:
+        assert self._ending is not None
+        pipes.outbox.append((data,))
+        pipes.flush()
+        while not pipes.is_drained and not self._ending.done():
+            self._room.clear()
+            await self._room.wait()
+        if self._ending.done():
+            raise await self._failure()
+        self.last_sent = asyncio.get_running_loop().time()
 
     async def _failure(self) -> grpc.aio.AioRpcError:
         code, details = await self._call.code(), await self._call.details()

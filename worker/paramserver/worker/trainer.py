@@ -170,7 +170,7 @@ class Trainer:
                 raise ProtocolError(f"transport shm is impossible: {reason}; auto would take the stream") from None
             return
         await self._partitions.share(proofs)
-        await stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+        await stream.share(proof, welcome.takes_pipes)
 
     async def _beside_the_loop(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = partial(function, *arguments, **named)

@@ -43,8 +43,7 @@ class Puller:
         welcome = (await self._next())[0].welcome
         self._chunk_bytes = welcome.chunk_bytes
         if transport != "stream":
-            proof = prove(welcome, self._stream.address)
-            await self._stream.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
+            await self._stream.share(prove(welcome, self._stream.address), welcome.takes_pipes)
         started = (await self._next())[0].job
         self._job = Job.from_json(started.job_json)
         await self._stream.send(pb.WorkerMessage(pull=pb.PullWork(job_id=started.job_id)))
