@@ -84,14 +84,12 @@ class Stream:
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         """Wait for the next message; None when the server has ended the stream."""
-        if not self._arrived:
-            data = await self._next()
-            if data is grpc.aio.EOF:
-                if await self._call.code() is not grpc.StatusCode.OK:
-                    raise await self._failure()
-                return None
-            self._arrived.append(data)
-        return decode_server_message(self._arrived.popleft())
+        data = self._arrived.popleft() if self._arrived else await self._next()
+        if data is grpc.aio.EOF:
+            if await self._call.code() is not grpc.StatusCode.OK:
+                raise await self._failure()
+            return None
+        return decode_server_message(data)
 
     async def share(self, proof: bytes, takes_pipes: bool) -> None:
         """Prove that memory is shared, and go over to pipes with a server that takes them.
