@@ -22,8 +22,9 @@ $(READY): pyproject.toml
 demo: $(READY) ## train a linear regression: 1 server and 4 workers as processes
 	$(BIN)/paramserver demo
 
-test: $(READY) ## run the whole test suite
-	$(BIN)/python -m pytest
+# Most of a test of processes is starting them, on one core after the other.
+test: $(READY) ## run the whole test suite, on two cores
+	$(BIN)/python -m pytest -n 2
 
 accounting: $(READY) ## exact accounting under kill -9, 20 seeds of 20 kills (some minutes)
 	ACCOUNTING_SEEDS=20 ACCOUNTING_KILLS=20 $(BIN)/python -m pytest -q tests/processes/test_accounting.py

@@ -13,7 +13,6 @@ from pathlib import Path
 from paramserver.client.bench.rounds import Measured, measure_rounds
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
-MARKS = "<!-- rounds -->", "<!-- /rounds -->"
 
 #: Rounds by size: enough for a median, few enough for the whole table to take minutes.
 ROUNDS = {1_000: 2_000, 1_000_000: 200, 25_000_000: 20}
@@ -49,18 +48,28 @@ def row(found: Measured) -> str:
 
 
 def write(found: list[Measured]) -> None:
-    """Replace what stands between the marks of the page."""
-    start, end = MARKS
+    """Put the table into the page."""
     lines = [
-        f"{_processor()}, {platform.system()} {platform.release()}, Python {platform.python_version()}.",
+        machine(),
         "",
         "| transport | D | workers | round, ms | p10 to p90 | floor, ms | ratio | CPU s/GB | floor | server MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(row(each) for each in found),
     ]
+    replace("rounds", lines)
+
+
+def replace(name: str, lines: list[str]) -> None:
+    """Put lines between the marks `<!-- NAME -->` and `<!-- /NAME -->` of the page, in place of what is there."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     page = PAGE.read_text(encoding="utf-8")
     table = "\n".join([start, *lines, end])
     PAGE.write_text(re.sub(f"{start}.*?{end}", lambda _: table, page, flags=re.DOTALL), encoding="utf-8")
+
+
+def machine() -> str:
+    """Return a line on this machine."""
+    return f"{_processor()}, {platform.system()} {platform.release()}, Python {platform.python_version()}."
 
 
 def _processor() -> str:

@@ -221,6 +221,18 @@ def test_contributions_of_unequal_length_in_one_message_end_the_stream(
     assert "bytes for 2 contributions" in details
 
 
+def test_two_contributions_of_one_shard_in_one_message_end_the_stream(
+    control: Control, join: Callable[[str], RawWorker]
+) -> None:
+    worker, work = start(control, join)
+    work.assignments[1].CopyFrom(work.assignments[0])
+    worker.push_together(work, [gradient(0, 0), gradient(0, 0)])
+    code, details = worker.status_code()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "two contributions of one shard" in details
+    assert list(control.status().clock) == [0, 0]
+
+
 def test_a_push_for_a_step_twice_is_applied_once_and_answered_the_same(
     control: Control, join: Callable[[str], RawWorker]
 ) -> None:

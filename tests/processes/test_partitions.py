@@ -249,8 +249,8 @@ def test_whoever_takes_a_server_for_another_is_told(cluster: Cluster) -> None:
     for server, expected in (
         (first.address, "this is partition 0 of 2, the worker takes it for a server that holds all of θ"),
         (second.address, "this is partition 1 of 2, the worker takes it for a server that holds all of θ"),
-        (f"{second.address},{first.address}", "this is partition"),
-        (f"{first.address},{second.address},{second.address}", "of 3; name all servers"),  # Whichever answers first.
+        (f"{second.address},{first.address}", "this is partition 0 of 2, the worker takes it for partition 1 of 2"),
+        (f"{first.address},{second.address},{second.address}", "the worker takes it for partition 1 of 3"),
     ):
         status, said = cluster.run("worker", "--server", server, "--name", "lost")
         assert status == 1

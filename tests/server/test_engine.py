@@ -28,12 +28,14 @@ class Cluster:
         steps: int = 50,
         staleness: int = 1,
         local_steps: int = 1,
+        quorum: int = 0,
         **stop: Any,
     ) -> None:
+        train = {"mode": mode, "steps": steps, "staleness": staleness, "local_steps": local_steps, "quorum": quorum}
         tables = {
             "task": {"use": "anything"},
             "data": {"source": "anywhere", "shards": shards},
-            "train": {"mode": mode, "steps": steps, "staleness": staleness, "local_steps": local_steps},
+            "train": train,
             "stop": stop,
             "server": {"lease_s": LEASE_S},
         }
@@ -154,6 +156,34 @@ def test_a_push_that_was_not_assigned_never_counts() -> None:
     assert refusals(cluster.feed(ev.Pushed((contribution._replace(step=1),)))) == [Code.INVALID]
     assert refusals(cluster.feed(ev.Pushed((contribution._replace(step=2),)))) == [Code.GAP]
     assert cluster.engine.clocks == [1, 0]
+
+
+def test_the_close_of_a_round_asks_nobody_for_the_next() -> None:
+    cluster = training("a", "b", quorum=1)
+    late, guessed = cluster.contribution("b"), cluster.contribution("b", step=1, version=1)
+    together = cluster.feed(ev.Pushed((cluster.contribution("a"),)))
+    assert any(isinstance(e, ev.Apply) for e in together)
+    assert cluster.engine.clocks == [1, 1]
+    assert refusals(cluster.feed(ev.Pushed((late, guessed)))) == [Code.SUPERSEDED, Code.INVALID]
+    assert cluster.engine.clocks == [1, 1]
+
+
+def test_the_last_step_ends_the_job_for_all_that_comes_in_the_same_message() -> None:
+    cluster = training("a", shards=1, steps=1)
+    good = cluster.contribution("a")
+    effects = cluster.feed(ev.Pushed((good, good, *[good._replace(shard=7)] * 3), pull=True))
+    assert [e.status for e in effects if isinstance(e, ev.End)] == ["done"]
+    assert refusals(effects) == [Code.FENCED, *[Code.INVALID] * 3]
+    assert cluster.engine.phase == "done"
+
+
+def test_what_comes_in_the_message_that_fails_a_worker_does_not_count() -> None:
+    cluster = training("liar", "honest", shards=4)
+    first, second = (cluster.contribution("liar", which) for which in range(2))
+    effects = cluster.feed(ev.Pushed((*[first._replace(shard=7)] * 3, first, second), pull=True))
+    assert refusals(effects) == [*[Code.INVALID] * 3, Code.FENCED, Code.FENCED]
+    assert cluster.engine.clocks == [0] * 4
+    assert cluster.shards_of("honest") == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(

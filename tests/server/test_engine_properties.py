@@ -29,6 +29,10 @@ ROWS = 50
 ACTS = ["work"] * 12 + ["work and pull"] * 20 + ["pull"] * 8 + ["heartbeat", "heartbeat", "leave", "fail"]
 
 
+#: In what a contribution may differ from what was asked for.
+CHANGES = ["next round", "later", "earlier", "epoch", "version", "shard", "samples", "loss"]
+
+
 class Ticket(NamedTuple):
     """An assignment as its worker received it."""
 
@@ -129,6 +133,7 @@ class Naive:
         ticket = self.open.get(c.shard)
         return (
             self.training
+            and c.worker not in self.failed
             and ticket is not None
             and ticket.worker == c.worker
             and ticket.assignment == Assignment(Kind.GRADIENT, c.shard, c.epoch, c.step)
@@ -204,30 +209,14 @@ class EngineMachine(RuleBasedStateMachine):
         """Let both handle an event and compare everything that has a right answer."""
         model = self.model
         over, failed = model.over, set(model.failed)
-        expected_updates = []
-        expected_to_count = []
-        for c in event.contributions if isinstance(event, ev.Pushed) else ():
-            # One contribution of a message may end the job for the next.
-            expected_to_count.append(model.must_count(c) and model.slowest() < model.total)
-            updates = model.count(c) if expected_to_count[-1] else []
-            model.applied += [(c.shard, c.step) for _, contributions in updates for c in contributions]
-            expected_updates += updates
         self.checking = True
         effects = self.engine.handle(event, self.now)
-        assert [(e.version, e.contributions) for e in effects if isinstance(e, ev.Apply)] == expected_updates
         if isinstance(event, ev.Pushed):
-            refusals = iter([e for e in effects if isinstance(e, ev.Refuse)])
-            kept = iter([e for e in effects if isinstance(e, ev.Keep)])
-            for c, counts in zip(event.contributions, expected_to_count, strict=True):
-                if counts:
-                    assert next(kept, None) == ev.Keep(c.shard, c.step)
-                else:
-                    self.check_refusal(c, next(refusals), over or any(isinstance(e, ev.End) for e in effects))
-            assert not [*kept, *refusals]
-            if event.pull and not over:
-                self.give_up(event.contributions[0].worker)
-        for effect in effects:
-            self.check(event, effect)
+            self.check_contributions(event, effects)
+        else:
+            assert not any(isinstance(e, ev.Keep | ev.Apply) for e in effects)
+            for effect in effects:
+                self.check(event, effect)
         if over:
             assert all(isinstance(e, ev.Refuse) for e in effects)
         elif model.failed > failed and (not model.usable() or model.is_hopeless()):
@@ -235,14 +224,46 @@ class EngineMachine(RuleBasedStateMachine):
         self.checking = False
         return effects
 
-    def check_refusal(self, c: Contribution, refusal: ev.Refuse, over: str) -> None:
+    def check_contributions(self, event: ev.Pushed, effects: list[ev.Effect]) -> None:
+        """Each is kept or refused in its turn, after whatever follows from those before it in the same message."""
+        model = self.model
+        answers = [index for index, effect in enumerate(effects) if isinstance(effect, ev.Keep | ev.Refuse)]
+        assert len(answers) == len(event.contributions)
+        assert answers[:1] == [0]
+        ends = [*answers[1:], len(effects)]
+        for c, start, end in zip(event.contributions, answers, ends, strict=True):
+            expected = []
+            if model.must_count(c):
+                assert effects[start] == ev.Keep(c.shard, c.step)
+                expected = model.count(c)
+                model.applied += [(a.shard, a.step) for _, together in expected for a in together]
+            else:
+                refusal = effects[start]
+                assert isinstance(refusal, ev.Refuse)
+                self.check_refusal(c, refusal)
+            if end == len(effects) and event.pull and not model.over:
+                self.give_up(c.worker)
+            follows = effects[start:end]
+            assert [(e.version, e.contributions) for e in follows if isinstance(e, ev.Apply)] == expected
+            for effect in follows:
+                self.check(event, effect)
+
+    def check_refusal(self, c: Contribution, refusal: ev.Refuse) -> None:
         model = self.model
         assert (refusal.worker, refusal.shard, refusal.step) == (c.worker, c.shard, c.step)
-        if (c.shard, c.step) in model.counted and not over:
+        if not 0 <= c.shard < model.shards:
+            assert refusal.code is Code.INVALID
+        elif model.over:
+            assert refusal.code is Code.FENCED
+        elif (c.shard, c.step) in model.counted:
             assert refusal.code is Code.DUPLICATE
-        if (c.shard, c.step) in model.missed and not over:
+        elif (c.shard, c.step) in model.missed:
             is_last = c.step == model.clock(c.shard) - 1
             assert refusal.code in ([Code.SUPERSEDED] if is_last else [Code.SUPERSEDED, Code.DUPLICATE])
+        elif c.worker in model.failed or (c.shard, c.epoch) in model.revoked:
+            assert refusal.code is Code.FENCED
+        else:
+            assert refusal.code in (Code.FENCED, Code.GAP, Code.STALE, Code.INVALID)
         if refusal.code is Code.STALE:
             assert c.shard in model.recalled or model.version - c.version > model.policy.max_delay > 0
         # A push that breaks the contract uses up the assignment of the one who sent it, and of nobody else.
@@ -403,17 +424,10 @@ class EngineMachine(RuleBasedStateMachine):
     def work(self, worker: str, fused: bool) -> None:
         """An honest worker finishes what it was told longest ago, or all that it was told at once."""
         in_hand = self.in_hand[worker]
-        # Together goes what one answer asked for and nobody has taken back.
-        is_one_answer = all(
-            ticket.assignment.kind is Kind.GRADIENT and self.model.open.get(ticket.assignment.shard) == ticket
-            for ticket in in_hand
-        )
-        if fused and in_hand and is_one_answer:
+        if fused and in_hand and all(ticket.assignment.kind is Kind.GRADIENT for ticket in in_hand):
             contributions = tuple(map(self.contribution, in_hand))
             in_hand.clear()
-            self.pushed += contributions
-            self.hear(worker)
-            self.feed(ev.Pushed(contributions, pull=True))
+            self.send(contributions, pull=True)
             return
         if self.in_hand[worker]:
             self.carry_out(self.in_hand[worker].pop(0))
@@ -446,8 +460,12 @@ class EngineMachine(RuleBasedStateMachine):
         return Contribution(worker, shard, epoch, step, version, 1 + shard, 1.0 / (1 + step))
 
     def push(self, contribution: Contribution) -> None:
-        self.pushed.append(contribution)
-        self.refused_or_counted(contribution)
+        self.send((contribution,))
+
+    def send(self, contributions: tuple[Contribution, ...], pull: bool = False) -> None:
+        self.pushed += contributions
+        self.hear(contributions[0].worker)
+        self.feed(ev.Pushed(contributions, pull))
 
     @precondition(lambda self: self.pushed)
     @rule(data=st.data())
@@ -459,45 +477,57 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), change=st.sampled_from(["none", "later", "earlier", "epoch", "version", "shard"]))
     def push_what_was_once_asked_for(self, data: st.DataObject, change: str) -> None:
-        self.push_changed(data.draw(st.sampled_from(self.tickets[-12:])), data, change)
-
-    @precondition(lambda self: self.model.training and self.model.open)
-    @rule(data=st.data(), change=st.sampled_from(["later", "earlier", "epoch", "version", "version", "worker"]))
-    def push_almost_what_is_asked_for(self, data: st.DataObject, change: str) -> None:
-        """What would count, changed in one thing."""
-        self.push_changed(data.draw(st.sampled_from(list(self.model.open.values()))), data, change)
-
-    def push_changed(self, ticket: Ticket, data: st.DataObject, change: str) -> None:
-        worker, version, (_, shard, epoch, step) = ticket
-        c = Contribution(worker, shard, epoch, step, version, 1, 0.5)
-        match change:
-            case "later":
-                c = c._replace(step=step + data.draw(st.integers(1, 3)))
-            case "earlier":
-                c = c._replace(step=max(0, step - 1))
-            case "epoch":
-                c = c._replace(epoch=max(0, epoch + data.draw(st.sampled_from([-1, 1]))))
-            case "version":
-                c = c._replace(version=max(0, version + data.draw(st.sampled_from([-1, 1, 5]))))
-            case "shard":
-                c = c._replace(shard=data.draw(st.integers(0, self.model.shards + 1)))
-            case "worker":
-                c = c._replace(worker=data.draw(st.sampled_from(sorted(self.model.connected))))
-            case "none":
-                pass
+        c = self.changed(self.contribution(data.draw(st.sampled_from(self.tickets[-12:]))), data, change)
         if c.worker in self.model.connected:
             self.refused_or_counted(c)
 
-    @precondition(lambda self: self.model.open)
-    @rule(
-        data=st.data(),
-        change=st.sampled_from([("samples", 0), ("samples", ROWS + 1), ("loss", math.nan), ("loss", math.inf)]),
-    )
-    def push_nonsense(self, data: st.DataObject, change: tuple[str, Any]) -> None:
-        worker, version, (_, shard, epoch, step) = data.draw(st.sampled_from(list(self.model.open.values())))
-        if worker in self.model.connected:
-            c = Contribution(worker, shard, epoch, step, version, 1, 0.5)._replace(**dict([change]))
+    @precondition(lambda self: self.model.training and self.model.open)
+    @rule(data=st.data(), change=st.sampled_from([*CHANGES, "version", "worker"]))
+    def push_almost_what_is_asked_for(self, data: st.DataObject, change: str) -> None:
+        """What would count, changed in one thing."""
+        ticket = data.draw(st.sampled_from(list(self.model.open.values())))
+        c = self.changed(self.contribution(ticket), data, change)
+        if c.worker in self.model.connected:
             self.refused_or_counted(c)
+
+    @precondition(lambda self: self.model.connected and self.tickets)
+    @rule(data=st.data(), pull=st.booleans())
+    def push_anything_together(self, data: st.DataObject, pull: bool) -> None:
+        """Whatever the worker or another was ever asked for, as often as it likes, changed in up to two things."""
+        worker = data.draw(st.sampled_from(sorted(self.model.connected)))
+        known = [*self.tickets[-8:], *(t for t in self.model.open.values() if t.worker == worker)]
+        change = st.sampled_from(["none", "none", *CHANGES])
+        together = []
+        for ticket, *changes in data.draw(st.lists(st.tuples(st.sampled_from(known), change, change), max_size=6)):
+            c = self.contribution(ticket)
+            for name in changes:
+                c = self.changed(c, data, name)
+            together.append(c._replace(worker=worker))
+        if together:
+            self.hear(worker)
+            self.feed(ev.Pushed(tuple(together), pull))
+
+    def changed(self, c: Contribution, data: st.DataObject, change: str) -> Contribution:
+        match change:
+            case "next round":
+                return c._replace(step=c.step + 1, version=c.version + 1)
+            case "later":
+                return c._replace(step=c.step + data.draw(st.integers(1, 3)))
+            case "earlier":
+                return c._replace(step=max(0, c.step - 1))
+            case "epoch":
+                return c._replace(epoch=max(0, c.epoch + data.draw(st.sampled_from([-1, 1]))))
+            case "version":
+                return c._replace(version=max(0, c.version + data.draw(st.sampled_from([-1, 1, 5]))))
+            case "shard":
+                return c._replace(shard=data.draw(st.integers(0, self.model.shards + 1)))
+            case "samples":
+                return c._replace(samples=data.draw(st.sampled_from([0, ROWS + 1])))
+            case "loss":
+                return c._replace(loss=data.draw(st.sampled_from([math.nan, math.inf])))
+            case "worker":
+                return c._replace(worker=data.draw(st.sampled_from(sorted(self.model.connected))))
+        return c
 
     def refused_or_counted(self, c: Contribution) -> None:
         self.hear(c.worker)

@@ -270,6 +270,25 @@ def test_clear_forgets_the_job(tmp_path: Path) -> None:
     assert reopened(tmp_path) is None
 
 
+def test_what_was_cleared_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, list[str]]] = []
+    with opened(tmp_path) as directory:
+        directory.save(snapshot(7))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os, "fsync", lambda fd: synced.append((os.readlink(f"/proc/self/fd/{fd}"), sorted(listing(tmp_path))))
+            )
+            directory.clear()
+        # The directory is synced when nothing but its mark is left.
+        assert synced == [(str(tmp_path), ["server.json"])]
+        directory.save(snapshot(8))
+        for where in ("pathlib.Path.unlink", "os.fsync"):
+            with monkeypatch.context() as patch:
+                patch.setattr(where, fail)
+                with pytest.raises(StateError, match="Input/output error"):
+                    directory.clear()
+
+
 def test_one_server_at_a_time(tmp_path: Path) -> None:
     with opened(tmp_path) as directory:
         directory.save(snapshot(7))
@@ -305,10 +324,6 @@ def test_a_full_disk_is_an_error_and_costs_nothing_that_was_saved(tmp_path: Path
 def test_a_failing_disk_is_an_error_wherever_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path) as directory:
         directory.save(snapshot(6))
-
-        def fail(*_: object) -> None:
-            raise OSError(5, "Input/output error")
-
         for where in ("os.fsync", "pathlib.Path.rename", "pathlib.Path.open"):
             with monkeypatch.context() as context:
                 context.setattr(where, fail)
@@ -317,6 +332,36 @@ def test_a_failing_disk_is_an_error_wherever_it_fails(tmp_path: Path, monkeypatc
     found = reopened(tmp_path)
     assert found is not None
     assert found.version in (6, 7)
+
+
+def fail(*_: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_a_snapshot_whose_name_may_be_lost_leaves_its_number_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def fail_on_directories(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_dir():
+            fail()
+        fsync(descriptor)
+
+    with opened(tmp_path) as directory:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail_on_directories)
+            for version in range(7):
+                with pytest.raises(StateError, match="Input/output error"):
+                    directory.save(snapshot(version))
+        # As if the process died before it had removed what is left over.
+        monkeypatch.setattr(directory, "_remove_others", lambda: None)
+        directory.save(snapshot(7))
+    found = reopened(tmp_path)
+    assert found is not None
+    assert found.version == 7
+    numbers = [file.name[:10] for file in tmp_path.glob("*.safetensors")]
+    assert len(numbers) == len(set(numbers)) == 8
 
 
 def test_a_new_directory_is_on_the_disk_with_all_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

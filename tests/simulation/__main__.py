@@ -14,13 +14,14 @@ from simulation.world import World
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is asked for; return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m simulation", description="Simulate training under faults.")
-    parser.add_argument("--seed", type=int, help="run this one and show its trace")
+    parser.add_argument("--seed", type=int, nargs="+", help="run these and show their traces")
     parser.add_argument("--seeds", type=int, default=10_000, help="run so many")
     parser.add_argument("--first", type=int, default=0, help="begin with this one")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args(argv)
     if arguments.seed is not None:
-        World(arguments.seed, trace=print).run()
+        for seed in arguments.seed:
+            World(seed, trace=print).run()
         return 0
     started = time.perf_counter()
     broken = run_all(range(arguments.first, arguments.first + arguments.seeds), arguments.processes)

@@ -140,7 +140,7 @@ class Disk:
         synced_directories = {op.place[0]: i for i, op in enumerate(done) if op.kind == "sync"}
         # A file system that writes its journal in order loses the end of it; another loses anything.
         in_order = rng.random() < 0.5
-        journal_end = rng.randrange(len(done) + 1)
+        journal_end = int(rng.random() * (len(done) + 1))
         kept: list[Operation] = []
         torn: set[int] = set()
         for i, op in enumerate(done):
@@ -154,7 +154,8 @@ class Disk:
                     else:
                         torn.add(op.inode)
                         if fate < 0.7 and op.data:
-                            cut = rng.randrange(len(op.data))
+                            # A share of it: what a file says of its surroundings must not move the chances after it.
+                            cut = int(rng.random() * len(op.data))
                             kept.append(op._replace(data=op.data[:cut] + bytes(rng.choice((0, len(op.data) - cut)))))
             elif op.kind in ("fsync", "sync"):
                 continue
@@ -165,7 +166,7 @@ class Disk:
     def flip(self, inode: int, rng: Random) -> None:
         """Let a bit of a file rot while no process runs."""
         data = bytearray(self._base.files[inode])
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        data[int(rng.random() * len(data))] ^= 1 << int(rng.random() * 8)
         self._base.files[inode] = bytes(data)
         self.content = self._base.copy()
 

@@ -22,6 +22,8 @@ from paramserver.worker.shard import Survey
 
 CHAIN = 4
 
+_CHAIN = np.linspace(-1.0, 1.0, CHAIN)
+
 
 class Shape:
     """The sizes of a job's ledger."""
@@ -32,17 +34,22 @@ class Shape:
         self.steps = int(job.task.options["steps"])
         self.momentum = job.optimizer.momentum
         self.layout = Layout.of(self.first(), "float64")
+        self._places = [(t.name, slice(t.offset, t.offset + t.size), t.shape) for t in self.layout.tensors]
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """Return the tensors as views of a flat vector."""
+        return {name: flat[place].reshape(shape) for name, place, shape in self._places}
 
     def first(self) -> dict[str, Array]:
         """Return the first θ."""
         zeros = (self.shards, self.steps)
         tensors = {"at": np.zeros(zeros), "by": np.zeros(zeros), "count": np.zeros(zeros)}
-        return {**tensors, "chain": np.linspace(-1.0, 1.0, CHAIN) + self.number}
+        return {**tensors, "chain": _CHAIN + self.number}
 
     def flat(self, tensors: dict[str, Array]) -> Array:
         """Lay tensors out in one vector."""
         flat = np.empty(self.layout.size)
-        for name, view in self.layout.views(flat).items():
+        for name, view in self.views(flat).items():
             view[...] = tensors[name]
         return flat
 
@@ -60,17 +67,17 @@ def rows(shard: int) -> int:
 def contribution(shape: Shape, theta: Array, version: int, shard: int, step: int, by: int) -> Array:
     """Return the sum of the gradients of (shard, step) at a flat θ: what θ is to lose."""
     flat = np.zeros(shape.layout.size)
-    views = shape.layout.views(flat)
+    views = shape.views(flat)
     views["at"][shard, step] = -(version + 1)
     views["by"][shard, step] = -by
     views["count"][shard, step] = -1.0
-    views["chain"][:] = np.sin(shape.layout.views(theta)["chain"] * (shard + 1) + step) * samples(shard, step)
+    views["chain"][:] = np.sin(shape.views(theta)["chain"] * (shard + 1) + step) * samples(shard, step)
     return flat
 
 
 def loss(shape: Shape, theta: Array, shard: int, step: int) -> float:
     """Return the mean loss that a worker reports for (shard, step)."""
-    return math.sin(float(shape.layout.views(theta)["chain"][0]) + 3 * shard + step) + 2.0
+    return math.sin(float(shape.views(theta)["chain"][0]) + 3 * shard + step) + 2.0
 
 
 def reference(shape: Shape) -> tuple[list[Array], list[float]]:

@@ -11,6 +11,7 @@ import heapq
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 Action = Callable[[], None]
@@ -77,7 +78,7 @@ class Process:
         self.delay = delay
         self.on_death: list[Action] = []
         self.errors: list[str] = []
-        self._threads: dict[int, float] = {}
+        self._threads: dict[Any, float] = {}
 
     def run(self, action: Action) -> None:
         """Run code of this process and all that it puts into its event loop at once."""
@@ -90,8 +91,8 @@ class Process:
             ready = self.loop.ready
             while ready:
                 handle = ready.popleft()
-                if not handle.cancelled():
-                    handle._run()
+                if not handle._cancelled:
+                    handle.run()
         finally:
             events._set_running_loop(loop_before)
             Process.current = before
@@ -130,14 +131,14 @@ class Process:
         future: asyncio.Future[Any] = self.loop.create_future()
         in_loop = self.io_time
         # A pool of one thread: one thing after the other.
-        self.io_time = max(self.clock.now, self._threads.get(id(executor), 0.0)) + self.delay()
+        self.io_time = max(self.clock.now, self._threads.get(executor, 0.0)) + self.delay()
         result, error = None, None
         try:
             result = function(*arguments)
         except Exception as raised:
             error = raised
         end, self.io_time = self.io_time, in_loop
-        self._threads[id(executor)] = end
+        self._threads[executor] = end
 
         def done() -> None:
             if future.cancelled():
@@ -164,12 +165,38 @@ class Process:
         self.loop.tasks.clear()
 
 
+class Handle:
+    """A callback in an event loop, in the shape of `asyncio.TimerHandle`."""
+
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_loop")
+
+    def __init__(self, loop: Loop, callback: Any, args: tuple[Any, ...], context: Context | None) -> None:
+        self._loop, self._callback, self._args, self._context = loop, callback, args, context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def run(self) -> None:
+        """Run it, as a loop does."""
+        try:
+            if self._context is None:
+                self._callback(*self._args)
+            else:
+                self._context.run(self._callback, *self._args)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": f"in {self._callback!r}", "exception": error})
+
+
 class Loop(asyncio.AbstractEventLoop):
     """As much of an event loop as the code under test uses."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self.ready: deque[asyncio.Handle] = deque()
+        self.ready: deque[Handle] = deque()
         self.tasks: list[asyncio.Task[Any]] = []
 
     def time(self) -> float:
@@ -184,29 +211,26 @@ class Loop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        handle = Handle(self, callback, args, context)
         if self._process.alive:
             self.ready.append(handle)
         return handle
 
     call_soon_threadsafe = call_soon
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
         return self.call_at(self._process.clock.now + delay, callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        handle = Handle(self, callback, args, context)
 
         def fire() -> None:
-            if not handle.cancelled():
+            if not handle._cancelled:
                 self.ready.append(handle)
 
         self._process.clock.at(when, self._process, fire)
         return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

@@ -13,6 +13,98 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from simulation.scenario import ALL, Focus
+
+_CRASHES = ("kill server", *("kill server while it writes",) * 4)
+_POWER_CUTS = ("cut power", "cut power while it writes", "cut power while it writes")
+_WORKERS = ("kill worker", "stop worker", "part", "reset", "join")
+
+#: The server dies, mostly at its disk.
+CRASHES = Focus(
+    durabilities=("snapshot",),
+    faults=_CRASHES,
+    troubles=(5, 8),
+    lasting=0.02,
+    spread=(4.0,),
+    workers=(2, 3),
+    steps=(8,),
+    compute_s=(0.05, 0.3),
+    disk_s=(0.005,),
+    snapshot_every_s=(0.05, 0.2),
+    wild=0.0,
+)
+#: The server dies, and comes back to a θ from the middle of the job.
+RETURNS = Focus(
+    modes=("sync",),
+    durabilities=("snapshot",),
+    faults=("kill server",),
+    troubles=(5, 8),
+    lasting=0.02,
+    spread=(1.5, 4.0),
+    workers=(2, 3),
+    shards=(3, 4),
+    steps=(8,),
+    compute_s=(0.05, 0.3),
+    disk_s=(0.0002,),
+    momenta=(0.5,),
+    snapshot_every_s=(0.05, 0.2),
+    wild=0.0,
+)
+#: The machine loses its power.
+POWER_CUTS = Focus(durabilities=("snapshot",), faults=_POWER_CUTS, troubles=(5, 8), wild=0.0)
+#: So does its disk lose a bit.
+ROT = Focus(
+    modes=("sync",),
+    durabilities=("snapshot",),
+    faults=("rot", "kill server"),
+    troubles=(5, 8),
+    steps=(5, 8),
+    disk_s=(0.0002,),
+    snapshot_every_s=(0.05,),
+    wild=0.0,
+)
+#: The machine loses its power when somebody has just been promised something.
+AMBUSHES = Focus(
+    modes=("sync",),
+    durabilities=("snapshot",),
+    faults=("cut power after a promise",),
+    troubles=(5, 8),
+    lasting=0.02,
+    spread=(1.5, 4.0),
+    workers=(2, 3),
+    steps=(8,),
+    disk_s=(0.05,),
+    snapshot_every_s=(4.0,),
+    wild=0.0,
+)
+#: The policy changes again and again, also while the server dies.
+SWITCHES = Focus(
+    faults=("switch", "switch", "cut power after a promise"),
+    troubles=(8,),
+    lasting=0.02,
+    workers=(2, 3),
+    shards=(3, 4),
+    steps=(8,),
+    momenta=(0.0,),
+    wild=0.0,
+)
+#: Workers are silent until others have their shards, and then speak.
+FENCED = Focus(
+    faults=("stop worker", "part"), troubles=(5, 8), lasting=0.5, spread=(4.0,), workers=(2, 3), steps=(8,), wild=0.0
+)
+#: Workers die, stand still and are cut off.
+LOSSES = Focus(faults=_WORKERS, troubles=(5, 8, 12), workers=(2, 3, 5), wild=0.0)
+#: Messages are lost, doubled and overtaken.
+WILD = Focus(modes=("ssp", "async"), faults=("join",), troubles=(1,), workers=(2, 3, 5), steps=(8,), wild=1.0)
+#: Several workers go at different speeds.
+APART = Focus(
+    modes=("ssp", "async"), faults=("slow worker", "join", "reset"), workers=(2, 3, 5), steps=(5, 8), wild=0.0
+)
+#: Rounds, with nothing worse than that.
+ROUNDS = Focus(
+    modes=("sync", "quorum"), faults=("slow worker", "kill worker"), workers=(2, 3, 5), shards=(3, 4), wild=0.0
+)
+
 
 class Mutation(NamedTuple):
     """One fault."""
@@ -22,120 +114,170 @@ class Mutation(NamedTuple):
     target: str
     old: str
     new: str
+    #: Where it can show.
+    focus: Focus = ALL
 
 
 MUTATIONS = (
-    Mutation("skip the deduplication", "server.engine:Engine.admit", "if step < clock:", "if False:"),
+    Mutation(
+        "skip the deduplication",
+        "server.engine:Engine.admit",
+        "if step < clock:",
+        "if step < clock:\n        return None\n    if False:",
+        WILD,
+    ),
     Mutation(
         "forget the epoch and the holder",
         "server.engine:Engine.admit",
         "if state.holder != worker or state.epoch != epoch:",
         "if False:",
+        FENCED,
     ),
     Mutation(
         "release the barrier by the count of contributions",
         "server.engine:Engine._close_round",
         "if late and (not self._policy.quorum or len(self._round) < self._policy.quorum):",
         "if len(self._round) < (self._policy.quorum or len(self.shards) - 1):",
+        ROUNDS,
     ),
     Mutation(
         "close a round one contribution below the quorum",
         "server.engine:Engine._close_round",
         "len(self._round) < self._policy.quorum",
         "len(self._round) < self._policy.quorum - 1",
+        ROUNDS,
     ),
     Mutation(
         "apply in the order of arrival",
         "server.engine:Engine._close_round",
         "for s in sorted(self._round))",
         "for s in self._round)",
+        ROUNDS,
     ),
     Mutation(
-        "count what a switch took back", "server.engine:Engine._change_policy", "self.clocks[c.shard] -= 1", "pass"
+        "count what a switch took back",
+        "server.engine:Engine._change_policy",
+        "self.clocks[c.shard] -= 1",
+        "pass",
+        SWITCHES,
     ),
     Mutation(
         "forget a parked pull",
         "server.engine:Engine._answer",
         "if assignments:",
         "worker.parked = False\n            if assignments:",
+        ROUNDS,
     ),
     Mutation(
         "forget the history over a restart",
         "server.run:Run.restore",
         "History.of(snapshot.history or {})",
         "History()",
+        RETURNS,
     ),
     Mutation(
         "let the clocks run on over a restart",
         "server.engine:Engine.state",
         "clock=self.clocks[i] - (i in open_round)",
         "clock=self.clocks[i]",
+        RETURNS,
     ),
-    Mutation("use a torn snapshot", "server.snapshots:_read", "if found != promised:", "if False:"),
-    Mutation("no sync before the rename", "server.snapshots:StateDirectory._write", "os.fsync(file.fileno())", "pass"),
-    Mutation("no sync of the directory", "server.snapshots:StateDirectory.save", "os.fsync(self._lock)", "pass"),
-    Mutation("no sync of a new directory", "server.snapshots:_make", "os.fsync(above)", "pass"),
+    Mutation("use a torn snapshot", "server.snapshots:_read", "if found != promised:", "if False:", ROT),
+    Mutation(
+        "no sync before the rename",
+        "server.snapshots:StateDirectory._write",
+        "os.fsync(file.fileno())",
+        "pass",
+        POWER_CUTS,
+    ),
+    Mutation(
+        "no sync of the directory", "server.snapshots:StateDirectory.save", "os.fsync(self._lock)", "pass", POWER_CUTS
+    ),
+    Mutation("no sync of a new directory", "server.snapshots:_make", "os.fsync(above)", "pass", POWER_CUTS),
     Mutation(
         "remove the snapshot before the new one is there",
         "server.snapshots:StateDirectory.save",
         "partial.rename(file)",
         "self._good = []; self._remove_others(); partial.rename(file)",
+        CRASHES,
     ),
     Mutation(
         "tell of a checkpoint before it is on the disk",
         "server.saver:Saver.save",
         "return await asyncio.shield(self._take())",
         "self._take(); from paramserver.server.snapshots import Saved; return Saved('', self._run.engine.version, '')",
+        AMBUSHES,
     ),
     Mutation(
         "tell of the end before it is on the disk",
         "server.control:ControlService.Watch",
         "await self._shell.settled()",
         "pass",
+        AMBUSHES,
     ),
     Mutation(
         "tell of a switch before it is on the disk",
         "server.control:ControlService.SetPolicy",
         "await self._shell.settled()",
         "pass",
+        SWITCHES,
     ),
     Mutation(
         "accept a job without keeping it",
         "server.shell:Shell._start",
         "self._directory.save(Snapshot(job_id, job))",
         "pass",
+        CRASHES,
     ),
     Mutation(
         "never end a lease",
         "server.engine:Engine._tick",
         "if worker.alive and now >= worker.last_seen + limit_s:",
         "if False:",
+        LOSSES,
     ),
     Mutation(
-        "keep the leases of a worker whose stream broke", "server.engine:Engine._drop", "sorted(state.shards)", "()"
+        "keep the leases of a worker whose stream broke",
+        "server.engine:Engine._drop",
+        "sorted(state.shards)",
+        "()",
+        LOSSES,
     ),
     Mutation(
         "let a shard run one step past the staleness bound",
         "server.engine:Engine._assignments",
         "lead = self._policy.lead",
         "lead = self._policy.lead + 1 if self._policy.lead else self._policy.lead",
+        APART,
     ),
     Mutation(
-        "let a contribution be older than max_delay", "server.policies:_no_older_than", "delay <= max_delay", "True"
+        "let a contribution be older than max_delay",
+        "server.policies:_no_older_than",
+        "delay <= max_delay",
+        "True",
+        APART,
     ),
     Mutation(
         "leave the optimizer's state behind",
         "server.store:Store.restore",
         "self.update.state = type(remembered)(**{name: state[name] for name in remembered._fields})",
         "pass",
+        RETURNS,
     ),
     Mutation(
         "send θ that the worker does not hold as held",
         "server.run:Run._grant",
         "session.held == self.store.version",
         "session.held is not None",
+        ROUNDS,
     ),
-    Mutation("send chunks of an older θ", "server.store:Store.apply", "self._encoded = None", "pass"),
+    Mutation(
+        "send chunks of an older θ",
+        "server.store:Store.answer",
+        "return [*self._encoded, encode(message, self._last)]",
+        "self.first = getattr(self, 'first', self._encoded); return [*self.first, encode(message, self._last)]",
+        ROUNDS,
+    ),
 )
 
 

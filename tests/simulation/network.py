@@ -278,7 +278,7 @@ class Channel:
         """Lose some of what has not arrived; return when the last that is not lost will be there."""
         self._held.clear()
         self._closed_at = min(self._closed_at, self._network.clock.now)
-        self._cut = self._network.rng.randint(self._arrived, self._sent)
+        self._cut = self._arrived + int(self._network.rng.random() * (self._sent - self._arrived + 1))
         return self._last
 
 

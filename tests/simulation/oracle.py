@@ -187,7 +187,7 @@ class Oracle:
     ) -> None:
         """Hold θ against the sum over its own record of where each contribution came from."""
         shape = self.shape
-        told = shape.layout.views(before - after if not shape.momentum else self._unmoved(before, after))
+        told = shape.views(before - after if not shape.momentum else self._unmoved(before, after))
         gradient: Array | None = None
         for shard, step in sorted(named):
             at, by = -int(told["at"][shard, step]) - 1, -int(told["by"][shard, step])
@@ -217,7 +217,7 @@ class Oracle:
         return gradient
 
     def _compare(self, theta: Array, version: int) -> None:
-        mine, undisturbed = self.shape.layout.views(theta), self.shape.layout.views(self._reference[version])
+        mine, undisturbed = self.shape.views(theta), self.shape.views(self._reference[version])
         for name in ("at", "count", "chain"):
             if mine[name].tobytes() != undisturbed[name].tobytes():
                 raise self._broken(f"{name} of version {version} differs from that of the undisturbed run")
@@ -226,7 +226,7 @@ class Oracle:
         """Check a job that came to its end, with its history."""
         if status != "done":
             return
-        clocks, count = self._clocks[-1], self.shape.layout.views(self._thetas[-1])["count"]
+        clocks, count = self._clocks[-1], self.shape.views(self._thetas[-1])["count"]
         if set(clocks) != {self.shape.steps}:
             raise self._broken(f"done at clocks {clocks}, every shard has {self.shape.steps} steps")
         if not self.shape.momentum and not self._missed and not np.all(count == 1):

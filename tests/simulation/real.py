@@ -6,14 +6,16 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import cache
 from random import Random
 from types import ModuleType, SimpleNamespace
-from unittest.mock import patch
+from typing import Any
 
 from paramserver.server import control, log, replay, run, saver, shell, snapshots, store, training
 from paramserver.server.optimizers import factory
 from paramserver.wire import sharing
+from paramserver.wire.job import Job
 from paramserver.worker import process as worker_process
 from paramserver.worker import trainer
 from simulation.disk import Disk, Flock, Os, Path
@@ -25,10 +27,29 @@ from simulation.network import Network, Stream
 WATCH_EVERY_S = 2.0
 
 
-def _modules() -> Iterator[ModuleType]:
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("paramserver.server.", "paramserver.worker.")):
-            yield module
+@cache
+def _that_tell_time() -> list[ModuleType]:
+    modules = [m for name, m in sys.modules.items() if name.startswith(("paramserver.server.", "paramserver.worker."))]
+    return [module for module in modules if getattr(module, "time", None) is time]
+
+
+class _JobTexts:
+    """What was read from and written as JSON already: a simulated network and disk carry the same few jobs."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, Job] = {}
+        self._written: dict[int, tuple[Job, str]] = {}
+        self._from_json, self._to_json = Job.from_json, Job.to_json
+
+    def read(self, text: str) -> Job:
+        if text not in self._read:
+            self._read[text] = self._from_json(text)
+        return self._read[text]
+
+    def write(self, job: Job) -> str:
+        if id(job) not in self._written:
+            self._written[id(job)] = job, self._to_json(job)
+        return self._written[id(job)][1]
 
 
 class _NoNotes:
@@ -73,18 +94,24 @@ def surroundings(
     """Let the real code run on a simulated clock, network and disk."""
     now = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now, time=lambda: clock.now)
     level = logging.root.manager.disable
-    with ExitStack() as stack:
+    before: list[tuple[object, str, Any]] = []
 
-        def put(module: object, name: str, value: object) -> None:
-            stack.enter_context(patch.object(module, name, value))
+    def put(owner: object, name: str, value: object) -> None:
+        # A class method is to come back as one.
+        before.append((owner, name, vars(owner)[name] if isinstance(owner, type) else getattr(owner, name)))
+        setattr(owner, name, value)
 
-        for module in _modules():
-            if getattr(module, "time", None) is time:
-                put(module, "time", now)
+    try:
+        for module in _that_tell_time():
+            put(module, "time", now)
+        texts = _JobTexts()
+        put(Job, "from_json", staticmethod(texts.read))
+        put(Job, "to_json", lambda job: texts.write(job))
         for module in (snapshots, log, replay):
             put(module, "os", Os(disk, rng))
         # SQLite does its own input and output, and no θ depends on what is noted there.
         put(shell, "Provenance", _NoNotes)
+        put(shell, "gc", SimpleNamespace(collect=lambda: 0))
         put(saver, "ThreadPoolExecutor", _NoThread)
         put(snapshots, "fcntl", Flock(disk))
         Path.disk = disk
@@ -101,7 +128,8 @@ def surroundings(
         # Compiled forms give the same bits, and take seconds to compile.
         put(factory.make_optimizer, "__defaults__", (False,))
         logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)
+        yield
+    finally:
+        logging.disable(level)
+        for owner, name, value in reversed(before):
+            setattr(owner, name, value)

@@ -40,6 +40,34 @@ FAULTS = (
 )
 
 
+@dataclass(frozen=True)
+class Focus:
+    """What scenarios are drawn from: everything, unless it is narrowed to where one kind of fault can show."""
+
+    modes: tuple[str, ...] = MODES
+    durabilities: tuple[str, ...] = DURABILITIES
+    faults: tuple[str, ...] = FAULTS
+    #: How many faults there are.
+    troubles: tuple[int, ...] = (0, 1, 2, 3, 5, 8, 12)
+    #: How long they last on average, as a share of the time in which they happen.
+    lasting: float = 0.25
+    #: How long that time is; about 1 is what the jobs take undisturbed.
+    spread: tuple[float, ...] = (0.7, 1.5, 4.0)
+    workers: tuple[int, ...] = (0, 1, 1, 2, 2, 3, 5)
+    shards: tuple[int, ...] = (1, 2, 3, 3, 4)
+    steps: tuple[int, ...] = (1, 2, 3, 5)
+    compute_s: tuple[float, ...] = (0.005, 0.05, 0.3)
+    disk_s: tuple[float, ...] = (0.0002, 0.005, 0.05)
+    momenta: tuple[float, ...] = (0.0, 0.5)
+    snapshot_every_s: tuple[float, ...] = (0.2, 1.0, 4.0)
+    #: How often single messages are lost, doubled and overtaken.
+    wild: float = 0.12
+
+
+#: Everything.
+ALL = Focus()
+
+
 class Fault(NamedTuple):
     """Something that happens at a time; `number` chooses the victim."""
 
@@ -83,19 +111,24 @@ class Scenario:
         )
 
 
-def draw(rng: Random) -> Scenario:
+def draw(rng: Random, focus: Focus = ALL) -> Scenario:
     """Return the scenario of a seed."""
-    wild = rng.random() < 0.12
-    durability = rng.choice(DURABILITIES)
-    jobs = tuple(draw_job(rng, number, durability, wild) for number in range(1, 2 + (rng.random() < 0.2)))
-    workers = rng.choice((0, 1, 1, 2, 2, 3, 5))
-    latency_s, compute_s = rng.choice((0.0005, 0.01, 0.1)), rng.choice((0.005, 0.05, 0.3))
+    wild = rng.random() < focus.wild
+    durability = rng.choice(focus.durabilities)
+    jobs = tuple(draw_job(rng, focus, number, durability, wild) for number in range(1, 2 + (rng.random() < 0.2)))
+    workers = rng.choice(focus.workers)
+    latency_s, compute_s = rng.choice((0.0005, 0.01, 0.1)), rng.choice(focus.compute_s)
     # About as long as the jobs take undisturbed, or some times as long.
     busy_s = sum((j.train.steps or 0) * (compute_s * j.data.shards / max(workers, 1) + 3 * latency_s) for j in jobs)
-    calm_at = 8 * latency_s + 2 * compute_s + busy_s * rng.choice((0.7, 1.5, 4.0))
+    calm_at = 8 * latency_s + 2 * compute_s + busy_s * rng.choice(focus.spread)
     faults = [
-        Fault(calm_at * rng.random(), rng.choice(FAULTS), rng.randrange(1 << 16), calm_at * rng.expovariate(4.0))
-        for _ in range(rng.choice((0, 1, 2, 3, 5, 8, 12)))
+        Fault(
+            calm_at * rng.random(),
+            rng.choice(focus.faults),
+            rng.randrange(1 << 16),
+            calm_at * rng.expovariate(1 / focus.lasting),
+        )
+        for _ in range(rng.choice(focus.troubles))
     ]
     return Scenario(
         jobs=jobs,
@@ -104,16 +137,16 @@ def draw(rng: Random) -> Scenario:
         calm_at=calm_at,
         latency_s=latency_s,
         compute_s=compute_s,
-        disk_s=rng.choice((0.0002, 0.005, 0.05)),
+        disk_s=rng.choice(focus.disk_s),
         chunk_bytes=1 << 20 if wild or rng.random() < 0.6 else 256,
         wild=wild,
         keeps_names=rng.random() < 0.7,
     )
 
 
-def draw_job(rng: Random, number: int, durability: str, wild: bool) -> Job:
+def draw_job(rng: Random, focus: Focus, number: int, durability: str, wild: bool) -> Job:
     """Return a job of which nothing is left to chance but its shape."""
-    mode, shards, steps = rng.choice(MODES), rng.choice((1, 2, 3, 3, 4)), rng.choice((1, 2, 3, 5))
+    mode, shards, steps = rng.choice(focus.modes), rng.choice(focus.shards), rng.choice(focus.steps)
     train: dict[str, object] = {"mode": mode, "steps": steps, "dtype": "float64", "reduce": "sum"}
     if mode == "quorum":
         train |= {"mode": "sync", "quorum": rng.randint(1, shards)}
@@ -127,11 +160,11 @@ def draw_job(rng: Random, number: int, durability: str, wild: bool) -> Job:
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 1.0,
-                "momentum": rng.choice((0.0, 0.5)) if mode == "sync" else 0.0,
+                "momentum": rng.choice(focus.momenta) if mode == "sync" else 0.0,
             },
             "server": {
                 "durability": durability,
-                "snapshot_every_s": rng.choice((0.2, 1.0, 4.0)),
+                "snapshot_every_s": rng.choice(focus.snapshot_every_s),
                 "lease_s": rng.choice((1.0, 3.0, 10.0)),
                 "stuck_s": rng.choice((1.0, 60.0)),
                 # Where messages overtake each other, honest workers look like liars.

@@ -128,10 +128,13 @@ class ControlService(rpc.ControlServicer):
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopReply:
         """End the running job."""
         try:
-            return pb.StopReply(version=await self._shell.stop(request.reason))
+            version = await self._shell.stop(request.reason)
+            # Whoever got an answer may rely on it, also after a restart.
+            await self._shell.settled()
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
             raise
+        return pb.StopReply(version=version)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Context) -> pb.SnapshotReply:  # noqa: ARG002
         """Take a snapshot now."""

@@ -213,8 +213,9 @@ class Engine:
         if state.recalled:
             reason = f"step {step} of shard {shard} was assigned before the policy became {self._policy.name}"
             return ev.Refuse(worker, shard, step, Code.STALE, f"{reason}: compute it again")
-        if not state.busy:
-            # What nobody was asked for would run past the barrier or the staleness bound.
+        if not state.busy or step != state.asked:
+            # What nobody was asked for would run past the barrier or the staleness bound. A round that closed without
+            # the shard has moved its clock on, but asked for nothing.
             reason = f"step {step} of shard {shard} was not assigned, or was given up or refused since"
             return ev.Refuse(worker, shard, step, Code.INVALID, reason, "not_assigned")
         return None
@@ -486,7 +487,8 @@ class Engine:
     def _refuse(self, refusal: ev.Refuse, effects: list[Effect], now: float) -> None:
         effects.append(refusal)
         state = self.workers.get(refusal.worker)
-        if state is None:
+        # What came before it in the same message may have been the last step of the job.
+        if state is None or self.ended:
             return
         state.rejected[refusal.fault or refusal.code.value] += 1
         if refusal.code is not Code.INVALID:
@@ -567,7 +569,7 @@ class Engine:
                     worker.parked, worker.granted, worker.assigned = False, now, len(assignments)
                     for assignment in assignments:
                         state = self.shards[assignment.shard]
-                        state.busy, state.recalled = True, False
+                        state.busy, state.recalled, state.asked = True, False, assignment.step
                     # Who has yet to show how long it takes may be reading its data for the first time.
                     due_s = self._pace.heartbeat_s if worker.turn_s else self._pace.longest_heartbeat_s
                     told = None if due_s == worker.heartbeat_s else due_s

@@ -154,7 +154,8 @@ class FollowingRun(Run):
         if not session.knows_layout:
             session.knows_layout = True
             session.send(encode(pb.ServerMessage(layout=self.store.describe(session.shares_memory))))
-        is_held = session.shares_memory or session.held == self.store.version
+        sees = session.shares_memory and self.store.shares_theta
+        is_held = sees or session.held == self.store.version
         if not is_held:
             session.sent += self.store.theta.nbytes
         answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True))

@@ -28,6 +28,8 @@ class ShardState:
     epoch: int = 0
     #: True while the holder has an assignment that it has neither pushed nor given up.
     busy: bool = False
+    #: The step of its last assignment; only this may be pushed.
+    asked: int = -1
     #: 0 until surveyed.
     rows: int = 0
     #: Set once a worker has said that nobody else can read the shard.

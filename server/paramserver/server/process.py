@@ -60,15 +60,8 @@ async def serve(
         RequestError: if the address cannot be bound, or the state directory cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
-    shell = _make_shell(place, peers, None if state is None else StateDirectory(state))
-    server.add_generic_rpc_handlers((TrainingService(shell).handler(),))
-    services = [training.SERVICE, control.SERVICE]
-    if isinstance(shell, Follower):
-        rpc.add_ControlServicer_to_server(FollowerControl(shell), server)  # type: ignore[no-untyped-call]
-        rpc.add_PartitionServicer_to_server(PartitionService(shell), server)  # type: ignore[no-untyped-call]
-        services.append(partition.SERVICE)
-    else:
-        rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
+    shell = make_shell(place, peers, None if state is None else StateDirectory(state))
+    services = add_services(server, shell)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
@@ -104,7 +97,19 @@ async def serve(
             address_file.unlink()
 
 
-def _make_shell(place: Place, peers: Sequence[str], directory: StateDirectory | None) -> Shell | Follower:
+def add_services(server: grpc.aio.Server, shell: Shell | Follower) -> list[str]:
+    """Have a gRPC server answer workers, clients and the coordinator from a shell; return the services' names."""
+    server.add_generic_rpc_handlers((TrainingService(shell).handler(),))
+    if not isinstance(shell, Follower):
+        rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
+        return [training.SERVICE, control.SERVICE]
+    rpc.add_ControlServicer_to_server(FollowerControl(shell), server)  # type: ignore[no-untyped-call]
+    rpc.add_PartitionServicer_to_server(PartitionService(shell), server)  # type: ignore[no-untyped-call]
+    return [training.SERVICE, control.SERVICE, partition.SERVICE]
+
+
+def make_shell(place: Place, peers: Sequence[str], directory: StateDirectory | None) -> Shell | Follower:
+    """Return what the services of a server share; `peers` are the other servers if it is to lead them."""
     if place.partition:
         return Follower(place, directory)
     return Coordinator(peers, directory) if peers else Shell(directory)

@@ -249,6 +249,8 @@ class Run:
         share, rest = divmod(payload.nbytes, len(pushes)) if pushes else (0, 1)
         if rest:
             raise ProtocolError(f"worker {session.name} sent {payload.nbytes} bytes for {len(pushes)} contributions")
+        if len(pushes) > 1 and len({push.shard for push in pushes}) < len(pushes):
+            raise ProtocolError(f"worker {session.name} sent two contributions of one shard in one message")
         session.received += payload.nbytes
         whole = []
         for index, push in enumerate(pushes):

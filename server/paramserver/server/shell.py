@@ -89,10 +89,12 @@ class Shell:
             # The end of the job before must not be written over this one's beginning.
             await self.close()
             await self._prepare(job_id, job)
+            replaces = self.run is not None
             self._start(job_id, job)
-            # The parts of a job refer to each other; the memory of the one before shall not wait for the collector.
-            gc.collect()
-            give_back()
+            if replaces:
+                # The parts of a job refer to each other; the memory of the one before shall not wait for the collector.
+                gc.collect()
+                give_back()
 
     async def _prepare(self, job_id: str, job: Job) -> None:
         """Do what has to be done before a job starts."""

@@ -113,14 +113,15 @@ class StateDirectory:
         with self._writing:
             try:
                 sha256 = self._write(partial, snapshot.pieces(theta))
-                file = self.path / f"{self._serial + 1:010d}-{_tag(snapshot)}-{sha256}.safetensors"
+                # Never given twice: where the sync fails after the rename, a file with this number is left over.
+                self._serial += 1
+                file = self.path / f"{self._serial:010d}-{_tag(snapshot)}-{sha256}.safetensors"
                 partial.rename(file)
                 os.fsync(self._lock)
             except OSError as error:
                 with suppress(OSError):
                     partial.unlink()
                 raise StateError(f"snapshot in {self.path}: {error.strerror}") from None
-            self._serial += 1
             older = [f for f in self._good if _tag_of(f) == _tag(snapshot)]
             if common is not None:
                 older = [f for f in older if self._versions.get(f) == common]
@@ -131,10 +132,19 @@ class StateDirectory:
         return Saved(file, snapshot.version, theta)
 
     def clear(self) -> None:
-        """Remove all snapshots: what comes next is not to be kept, and must not be mistaken for what came before."""
+        """Remove all snapshots: what comes next is not to be kept, and must not be mistaken for what came before.
+
+        Raises:
+            StateError: if one of them may come back.
+        """
         with self._writing:
             self._good = []
-            self._remove_others()
+            try:
+                for file in self._snapshots():
+                    file.unlink()
+                os.fsync(self._lock)
+            except OSError as error:
+                raise StateError(f"state directory {self.path}: {error.strerror}") from None
 
     def take_newest(self) -> Snapshot | None:
         """Hand out, once, the newest whole snapshot that was found on opening; None if there is none."""

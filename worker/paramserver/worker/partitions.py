@@ -131,8 +131,16 @@ class Partitions:
         return placed
 
     async def join(self, join: pb.Join) -> None:
-        """Join all of them: before the coordinator, so that whoever has joined there has joined everywhere."""
-        await asyncio.gather(*(other.join(self.place(join, n)) for n, other in enumerate(self._others, start=1)))
+        """Join all of them: before the coordinator, so that whoever has joined there has joined everywhere.
+
+        Raises:
+            grpc.RpcError: if one does not take the worker: of several that do not, what the first of them says.
+            ProtocolError: if one answers anything else.
+        """
+        joins = (other.join(self.place(join, n)) for n, other in enumerate(self._others, start=1))
+        for outcome in await asyncio.gather(*joins, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     def check(self, welcome: pb.Welcome, address: str) -> None:
         """Check that all belong to the coordinator at `address`, which has sent this welcome.
