@@ -112,7 +112,7 @@ class OneLoop:
 
     def __init__(self, folder: Path, transport: str, partitions: int, before: Before) -> None:
         self.servers = [Server(Place(n, partitions) if partitions > 1 else ALONE, folder) for n in range(partitions)]
-        self._may_share = transport == "shm"
+        self._transport = "auto" if transport == "shm" else transport
         self._before = before
         self._workers: dict[str, asyncio.Task[None]] = {}
         #: Whether each worker's tensors travelled in shared memory, as seen when it computed.
@@ -159,7 +159,7 @@ class OneLoop:
         return Outcome(*numbers, theta_sha256(theta) if theta else "")
 
     def _start(self, identity: Identity) -> None:
-        trainer = Trainer(identity, may_share=self._may_share)
+        trainer = Trainer(identity, transport=self._transport)
         trainer._compute = partial(self._compute, trainer)
         addresses = [server.address for server in self.servers]
         worker = asyncio.create_task(work(addresses, trainer, DEADLINE_S))

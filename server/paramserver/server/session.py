@@ -132,8 +132,13 @@ class Session:
         self, reading: int, writing: int, take: Callable[[bytes], None], fail: Callable[[ProtocolError], None]
     ) -> None:
         """Let go through pipes what is not queued yet; `take` and `fail` are told what comes through them."""
-        self._pipes = Pipes(reading, writing, take, self._wake_writer, fail)
+        self._pipes = Pipes(reading, writing, take, self._after_flush, fail)
         self._last, self._outbox = self._outbox, self._pipes.outbox
+
+    def _after_flush(self) -> None:
+        # While it is open the stream has nothing to say.
+        if self.closed:
+            self._wake_writer()
 
     def close(self) -> None:
         """End the stream after what is queued."""
