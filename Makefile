@@ -43,6 +43,7 @@ bench: $(READY) ## measure rounds, updates and pulls (about ten minutes on an id
 	@for transport in shm stream; do for size in 1000 1000000 25000000; do \
 	    $(BIN)/paramserver bench pull --transport $$transport --size $$size --pulls 50 || exit 1; done; done
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/accuracy.py --write
 
 EXPERIMENTS := stragglers delays compression local_steps byzantine
 

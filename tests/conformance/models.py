@@ -24,10 +24,10 @@ def numbers() -> tuple[Any, Any]:
 
 
 class Wide:
-    """A tensor of more than one chunk, beside a small one."""
+    """A tensor of two chunks even on each of three servers, beside a small one."""
 
     def init(self, rng: np.random.Generator, batch: Batch) -> dict[str, Any]:  # noqa: ARG002
-        return {"a": rng.standard_normal(300_000).astype(np.float32), "b": np.zeros((3, 5), np.float32)}
+        return {"a": rng.standard_normal(800_000).astype(np.float32), "b": np.zeros((3, 5), np.float32)}
 
     def loss_and_grad(self, params: dict[str, Any], batch: Batch) -> tuple[float, dict[str, Any]]:
         mean = batch.x.mean(axis=0)

@@ -34,7 +34,7 @@ from paramserver.worker.process import work
 from paramserver.worker.trainer import Gradient, Identity, Trainer
 
 #: Nothing in these tests takes this long unless it hangs.
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 #: Whatever is to happen before the gradient of a shard and step is computed.
 Before = Callable[["OneLoop", int, int], Awaitable[None]]
@@ -88,11 +88,22 @@ class Server:
     async def kill(self) -> None:
         """End without a word, and start again from what is on the disk at that moment."""
         await self._server.stop(None)
+        await self._written()
         before = self._state
         self._lives += 1
         shutil.copytree(before, self._state)
         await self.end()
         await self.start(self._peers)
+
+    async def _written(self) -> None:
+        """Wait for what is being written: files must not move while they are copied."""
+        if isinstance(self.shell, Follower):
+            await asyncio.get_running_loop().run_in_executor(self.shell._thread, lambda: None)
+            return
+        await self.shell.caught_up()
+        await self.shell.settled()
+        if self.shell._saver is not None:
+            await self.shell._saver.noted()
 
     async def end(self) -> None:
         self.shell.end_streams()
@@ -112,6 +123,7 @@ class OneLoop:
 
     def __init__(self, folder: Path, transport: str, partitions: int, before: Before) -> None:
         self.servers = [Server(Place(n, partitions) if partitions > 1 else ALONE, folder) for n in range(partitions)]
+        #: What the job does not allow to share, travels.
         self._transport = "auto" if transport == "shm" else transport
         self._before = before
         self._workers: dict[str, asyncio.Task[None]] = {}

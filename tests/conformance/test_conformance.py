@@ -1,4 +1,14 @@
-"""Every feature over every transport and number of servers, undisturbed and through a death: the same bits."""
+"""Every feature over every transport and number of servers, undisturbed and through a death: the same bits.
+
+A cell is a feature of `conformance.table` in one place: over `stream` or `shm`, with θ on 1, 2 or 3 servers. All
+features are run in all six places. How a cell is disturbed rotates with the feature and the place: not at all, by the
+death of a server or by that of a worker, after a snapshot and some more steps. So every feature lives through each
+twice, and every place through each with a third of the features; which of the servers dies rotates too. Cells that the
+product refuses are in `REFUSED`: they pass only while they are refused, with the message that stands there.
+
+What every cell must give is what one worker and one server make of the job without sockets, files or cuts: the hash of
+θ as a client pulls it, and version, clocks, samples and loss as the status tells them.
+"""
 
 from __future__ import annotations
 
@@ -147,6 +157,10 @@ def test_the_bits_are_the_same(
     # Where delays are compensated for, the server has to know at which θ a worker computes.
     compensates = job.train.delay_compensation > 0
     assert loop.shared == {transport == "shm" and not compensates}
+
+
+def test_only_features_are_refused() -> None:
+    assert set(REFUSED) <= {feature.name for feature in FEATURES}
 
 
 def assert_refused(loop: OneLoop, feature: Feature, partitions: int, message: str) -> None:

@@ -101,7 +101,7 @@ def test_a_frozen_worker_is_noticed_after_three_heartbeats_that_fit_its_steps(cl
 
 
 def test_a_worker_that_computes_for_ever_is_replaced_and_the_bits_stay(cluster: Cluster) -> None:
-    tables = steady(cluster, server__stuck_s=0.5, train__steps=30)
+    tables = steady(cluster, server__stuck_s=0.5, train__steps=60)
     control = cluster.server()
     cluster.workers(control, "alone")
     control.train(tables | {"task": {"use": "linear_regression"}})
@@ -112,8 +112,12 @@ def test_a_worker_that_computes_for_ever_is_replaced_and_the_bits_stay(cluster: 
     control.when(lambda status: status.version > 5)
     hang = Path(cluster.folder / f"hang-{stuck.pid}")
     hang.touch()
+    # A busy machine may see it only after the other worker has made all steps.
     control.when(
-        lambda status: {w.name: w.state for w in status.workers}["w0"] == "stuck" and holders(status) == {"w1"}
+        lambda status: (
+            {w.name: w.state for w in status.workers}["w0"] == "stuck"
+            and (holders(status) == {"w1"} or status.state == "done")
+        )
     )
     assert control.finish().state == "done"
     assert control.bits() == expected

@@ -145,7 +145,7 @@ def test_a_worker_with_a_loop_of_its_own_is_counted_once_over_restarts(cluster: 
     kills = [10, 25, 50]
     #: By shard and step, in the order in which they were pushed.
     pushed: dict[tuple[int, int], list[float]] = {}
-    with Worker(control.address, base=cluster.folder) as worker:
+    with Worker(control.address, base=str(cluster.folder)) as worker:
         for step in worker.steps():
             value = float(chance.randrange(1, 2**40))
             gradient = np.zeros(steps * shards)

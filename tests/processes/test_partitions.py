@@ -14,7 +14,7 @@ from paramserver.wire.job import Job
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from processes.cluster import Array, Cluster, Control, until
 from processes.raw_worker import RawWorker
-from processes.test_training_processes import WIDE, data, job
+from processes.test_training_processes import data, job
 
 
 class Servers:
@@ -72,25 +72,6 @@ def partitioned(tables: dict[str, Any], count: int) -> dict[str, Any]:
     return {**tables, "server": {**tables.get("server", {}), "partitions": count}}
 
 
-@pytest.mark.parametrize("transport", ["auto", "stream"])
-def test_the_same_bits_over_one_two_and_three_servers(cluster: Cluster, transport: str) -> None:
-    data(cluster.folder)
-    (cluster.folder / "wide.py").write_text(WIDE, encoding="utf-8")
-    tables = job(task__use="wide.py:Wide", train__steps=6, train__dtype="float32", optimizer__name="adam")
-    found = []
-    for count in (1, 2, 3):
-        servers = Servers(cluster, count)
-        servers.workers("a", "b", transport=transport)
-        last = servers.coordinator.train(partitioned(tables, count))
-        assert last.version == 6
-        found.append(servers.coordinator.bits())
-        for control in servers.controls:
-            control.process.terminate()
-            control.process.wait()
-    assert found[0] == found[1]
-    assert found[0] == found[2]
-
-
 #: Steps take long enough for a test to act in the middle of a run; θ is 10 elements in two tensors.
 SLOW = """
 import time
@@ -125,69 +106,26 @@ def undisturbed(cluster: Cluster, tables: dict[str, Any]) -> bytes:
     return bits
 
 
-@pytest.mark.parametrize("victims", [(1,), (0,), (2, 0, 1)], ids=str)
-def test_servers_that_are_killed_end_with_the_same_bits(cluster: Cluster, victims: tuple[int, ...]) -> None:
+def test_servers_and_workers_that_are_killed_end_with_the_same_bits(cluster: Cluster) -> None:
     tables = slow_job(cluster)
     expected = undisturbed(cluster, tables)
     servers = Servers(cluster, 3, keep=True)
-    servers.workers("a", "b")
+    workers = dict(zip("ab", servers.workers(*"ab"), strict=True))
     servers.coordinator.submit(partitioned(tables, 3))
+    victims: tuple[int | str, ...] = (2, "a", 0, "b", 1)
     for number, victim in enumerate(victims, start=1):
         version = number * STEPS // (len(victims) + 1)
         servers.coordinator.when(lambda s, v=version: s.version >= v)
-        servers.kill(victim)
+        if isinstance(victim, int):
+            servers.kill(victim)
+        else:
+            workers[victim].kill()
+            workers[victim].wait()
+            workers[victim] = servers.worker(victim)
     last = servers.coordinator.finish_at_last()
     assert (last.state, last.version) == ("done", STEPS), last.reason
     assert servers.coordinator.bits() == expected
     assert cluster.logs().count("goes on at version 0") == 0
-
-
-def test_workers_that_are_killed_between_two_pushes_are_replaced_with_the_same_bits(cluster: Cluster) -> None:
-    tables = slow_job(cluster)
-    expected = undisturbed(cluster, tables)
-    servers = Servers(cluster, 2)
-    workers = dict(zip("abc", servers.workers(*"abc"), strict=True))
-    servers.coordinator.submit(partitioned(tables, 2))
-    for number, victim in enumerate("abcab", start=1):
-        version = 20 * number
-        servers.coordinator.when(lambda s, v=version: s.version >= v)
-        workers[victim].kill()
-        workers[victim].wait()
-        workers[victim] = servers.worker(victim)
-    assert servers.coordinator.finish().state == "done"
-    assert servers.coordinator.bits() == expected
-
-
-@pytest.mark.parametrize("mode", ["async", "ssp"])
-def test_without_rounds_every_step_counts_once_on_every_server(cluster: Cluster, mode: str) -> None:
-    tables = slow_job(cluster, train__mode=mode, train__delay_compensation=0.1, train__staleness_scaling=True)
-    servers = Servers(cluster, 2, keep=True)
-    servers.workers("a", "b")
-    servers.coordinator.submit(partitioned(tables, 2))
-    servers.coordinator.when(lambda s: s.version >= 100)
-    servers.kill(1)
-    last = servers.coordinator.finish_at_last()
-    assert (last.state, last.version) == ("done", 4 * STEPS), last.reason
-    assert list(last.clock) == [STEPS] * 4
-    assert sum(last.staleness.values()) == 4 * STEPS
-    assert all(np.isfinite(value).all() for value in servers.coordinator.theta().values())
-
-
-def test_what_needs_the_norm_of_the_whole_gradient_has_the_same_bits(cluster: Cluster) -> None:
-    data(cluster.folder)
-    (cluster.folder / "wide.py").write_text(WIDE, encoding="utf-8")
-    narrow = job(optimizer__clip_norm=0.5, stop__tolerance=1e-9, train__steps=60)
-    wide = job(task__use="wide.py:Wide", optimizer__clip_norm=0.5, train__steps=4, train__dtype="float32")
-    median = job(train__aggregate="median", train__steps=20)
-    found = []
-    for count in (1, 3):
-        servers = Servers(cluster, count)
-        servers.workers("a", "b")
-        found.append([])
-        for tables in (narrow, wide, median):
-            last = servers.coordinator.train(partitioned(tables, count))
-            found[-1].append((servers.coordinator.bits(), last.reason, last.loss))
-    assert found[0] == found[1]
 
 
 def test_a_quorum_a_switched_policy_and_a_stop_reach_all_servers(cluster: Cluster) -> None:

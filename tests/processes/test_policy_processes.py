@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from processes.cluster import Array, Cluster, Control, until
@@ -71,23 +70,14 @@ def test_a_quorum_goes_on_without_a_frozen_worker_and_the_late_one_finds_its_way
     assert_solved(control.theta())
 
 
-@pytest.mark.parametrize(
-    "train",
-    [
-        {"mode": "async", "max_delay": 2},
-        {"mode": "async", "staleness_scaling": True},
-        {"mode": "async", "delay_compensation": 0.1},
-        {"mode": "ssp", "staleness": 2, "max_delay": 5, "staleness_scaling": True},
-    ],
-    ids=lambda train: "-".join(train),
-)
-def test_what_bounds_or_softens_delays_reaches_the_solution(cluster: Cluster, train: dict[str, Any]) -> None:
+def test_what_bounds_and_softens_delays_reaches_the_solution(cluster: Cluster) -> None:
+    train = {"mode": "ssp", "staleness": 2, "max_delay": 5, "staleness_scaling": True, "delay_compensation": 0.1}
     control = cluster.server()
     start_workers(cluster, control, 2)
     last = control.train(job(cluster.folder, train))
     assert last.version == SHARDS * 150
     assert set(last.rejected) <= {"stale"}
-    assert max(last.staleness) <= train.get("max_delay", max(last.staleness))
+    assert max(last.staleness) <= 5
     assert_solved(control.theta())
 
 
@@ -118,23 +108,3 @@ def test_the_policy_of_a_running_job_is_set_from_the_command_line(cluster: Clust
     until(lambda: control.status().state == "stopped", "the end")
     status, said = cluster.run("client.cli", "set", "--server", control.address, "--mode", "async")
     assert (status, "no job is running" in said) == (2, True)
-
-
-@pytest.mark.parametrize(
-    "train",
-    [
-        {"aggregate": "median"},
-        {"aggregate": "multi_krum", "clip_contribution": 1.0},
-        {"local_steps": 3, "local_update": "difference", "local_learning_rate": 0.2},
-    ],
-    ids=lambda train: "-".join(map(str, train.values())),
-)
-def test_rounds_have_the_same_bits_for_any_workers_and_transport(cluster: Cluster, train: dict[str, Any]) -> None:
-    control = cluster.server()
-    bits = []
-    for name, arguments in (("w0", ()), ("w1", ("--transport", "stream"))):
-        cluster.worker(control, name, *arguments)
-        control.joined(name)
-        control.train(job(cluster.folder, {"steps": 40, **train}, optimizer={"learning_rate": 1.0}))
-        bits.append(control.bits())
-    assert bits[0] == bits[1]

@@ -33,19 +33,27 @@ def test_health_check_and_reflection_answer(cluster: Cluster) -> None:
     assert pb.DESCRIPTOR.serialized_pb in file.file_descriptor_response.file_descriptor_proto
 
 
-def test_a_port_in_use_ends_with_status_2_and_says_so(cluster: Cluster) -> None:
+def test_a_port_in_use_ends_with_status_2_says_so_and_leaves_nothing(cluster: Cluster) -> None:
     control = cluster.server()
-    status, said = cluster.run("server", "--listen", control.address)
+    state = cluster.folder / "not-begun"
+    status, said = cluster.run("server", "--listen", control.address, "--state", str(state))
     assert status == 2
+    assert not state.exists()
     assert f"error: cannot listen on {control.address}" in said
     assert "in use" in said
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999"])
-def test_an_address_that_is_none_ends_with_status_2(cluster: Cluster, address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("nonsense", "allowed are 'host:port' and 'unix:PATH'"),
+        ("127.0.0.1:99999", "a port is a number from 0 to 65535"),
+    ],
+)
+def test_an_address_that_is_none_ends_with_status_2(cluster: Cluster, address: str, why: str) -> None:
     status, said = cluster.run("server", "--listen", address)
     assert status == 2
-    assert f"error: cannot listen on {address}" in said
+    assert f"error: cannot listen on {address}: {why}" in said
 
 
 def test_a_worker_without_a_server_ends_with_status_3_within_its_deadline(cluster: Cluster) -> None:

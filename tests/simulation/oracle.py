@@ -60,6 +60,8 @@ class Oracle:
         self._switches = [Switch(job.train, -math.inf, -math.inf)]
         #: An older snapshot was gone back to: the policy may be any that there was.
         self.rotted = False
+        #: What is told of versions up to this one may have been said before they rotted.
+        self._rotten = -1
 
     def _broken(self, what: str) -> Violation:
         # It is noted as well as raised: the code in between may take it for an error of its own.
@@ -102,18 +104,20 @@ class Oracle:
 
     def promise_version(self, version: int) -> None:
         """Take note that this version is to outlive a crash."""
-        if self.survives:
+        if self.survives and version > self._rotten:
             self.promised_version = max(self.promised_version, version)
 
     def promise_end(self, status: str, version: int) -> None:
         """Take note that the job has ended and is to stay so."""
-        self.promised_end = status, version
+        if version > self._rotten:
+            self.promised_end = status, version
         self.promise_version(version)
 
     def disk_rotted(self) -> None:
         """Nothing is promised but that no wrong θ comes back, nor one that is older than it has to be."""
         self.promised_version, self.promised_end = 0, None
         self.rotted = True
+        self._rotten = self.version
 
     def server_died(self) -> None:
         """Forget what only the server knew."""

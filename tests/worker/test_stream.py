@@ -1,34 +1,131 @@
-"""The worker's end of the stream with pipes beside it."""
+"""The worker's stream keeps the order of messages when it goes over to pipes, while it uses them and at its end."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+import grpc
 import pytest
 
 from paramserver.wire import sharing
-from paramserver.wire.pipes import PipePair, Pipes, open_pipes
+from paramserver.wire.framing import decode_worker_message, encode
+from paramserver.wire.pipes import Pipes, open_pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.stream import Stream
 
+pytestmark = pytest.mark.skipif(not sharing.AVAILABLE, reason="this system has no memory to share")
 
-@pytest.mark.skipif(not sharing.AVAILABLE, reason="this system has no /proc to find pipes in")
-def test_messages_that_come_at_once_are_received_in_their_order() -> None:
-    async def received() -> list[str]:
-        stream = Stream("127.0.0.1:1")
-        stream._ending = asyncio.get_running_loop().create_future()
-        pair = PipePair()
-        reading, writing = open_pipes(os.getpid(), pair.up, pair.down)
-        stream._pipes = Pipes(*pair.take(), stream._take, stream._room.set, stream._fail)
-        first = asyncio.ensure_future(stream.receive())
+
+def refusal(step: int, reason: str = "") -> bytes:
+    return encode(pb.ServerMessage(refusal=pb.Refusal(step=step, reason=reason)))
+
+
+class Server:
+    """In place of a gRPC call: takes pipes, and keeps what comes through them."""
+
+    def __init__(self, ahead: list[bytes], takes_pipes: bool) -> None:
+        self.ahead = [*ahead, encode(pb.ServerMessage(shared=pb.Shared(pipes=takes_pipes)))]
+        self.came: list[bytes] = []
+        self.on_stream: list[pb.WorkerMessage] = []
+        self.ending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.status = grpc.StatusCode.OK
+        self.pipes: Pipes | None = None
+        self._takes_pipes = takes_pipes
+
+    async def write(self, data: bytes) -> None:
+        message, _ = decode_worker_message(data)
+        self.on_stream.append(message)
+        if message.HasField("share") and self._takes_pipes:
+            offered = message.share.pipes
+            ends = open_pipes(offered.pid, offered.up, offered.down)
+            self.pipes = Pipes(*ends, self.came.append, lambda: None, lambda _: None)
+
+    async def read(self) -> Any:
+        return self.ahead.pop(0) if self.ahead else await self.ending
+
+    async def code(self) -> grpc.StatusCode:
+        return self.status
+
+    async def details(self) -> str:
+        return "as the test has it"
+
+    def cancel(self) -> None:
+        if self.pipes is not None:
+            self.pipes.close()
+
+    def say(self, *messages: bytes) -> None:
+        assert self.pipes is not None
+        self.pipes.outbox.append(messages)
+        self.pipes.flush()
+
+
+def conversation(
+    talk: Callable[[Stream, Server], Awaitable[None]], ahead: tuple[bytes, ...] = (), takes_pipes: bool = True
+) -> None:
+    async def run() -> None:
+        async with Stream("unix:/nobody/listens") as stream:
+            stream._call.cancel()
+            server = Server([*ahead], takes_pipes)
+            stream._call = server
+            async with asyncio.timeout(10):
+                await stream.share(b"proof", takes_pipes=True)
+                await talk(stream, server)
+
+    asyncio.run(run())
+
+
+async def steps(stream: Stream, count: int) -> list[int]:
+    received = [await stream.receive() for _ in range(count)]
+    return [message.refusal.step for message, _ in filter(None, received)]
+
+
+def test_messages_keep_their_order_from_before_the_pipes_to_the_end_of_the_stream() -> None:
+    async def talk(stream: Stream, server: Server) -> None:
+        server.say(refusal(2), refusal(3))
+        server.say(refusal(4))
+        assert await steps(stream, 5) == [0, 1, 2, 3, 4]
+        for count in (1, 3_000_000):
+            await stream.send(pb.WorkerMessage(failure=pb.Failure(reason="x" * count)))
+        while len(server.came) < 2:
+            await asyncio.sleep(0)
+        assert [len(decode_worker_message(data)[0].failure.reason) for data in server.came] == [1, 3_000_000]
+        assert [message.WhichOneof("kind") for message in server.on_stream] == ["share"]
+        # The stream ends while there is still something in the pipe.
+        server.say(refusal(5), refusal(6))
+        server.ending.set_result(grpc.aio.EOF)
         await asyncio.sleep(0)
-        messages = [pb.ServerMessage(job=pb.JobStarted(job_id=job_id)).SerializeToString() for job_id in "abc"]
-        os.write(writing, b"".join(len(data).to_bytes(4, "little") + data for data in messages))
-        found = [await first, await stream.receive(), await stream.receive()]
-        async with stream:
-            os.close(reading)
-            os.close(writing)
-        return [message.job.job_id for answer in found if answer is not None for message in answer[:1]]
+        assert await steps(stream, 2) == [5, 6]
+        assert await stream.receive() is None
 
-    assert asyncio.run(received()) == ["a", "b", "c"]
+    conversation(talk, ahead=(refusal(0), refusal(1)))
+
+
+def test_whoever_waits_hears_of_the_end() -> None:
+    async def talk(stream: Stream, server: Server) -> None:
+        server.status = grpc.StatusCode.UNAVAILABLE
+        receiving = asyncio.create_task(stream.receive())
+        await asyncio.sleep(0)
+        # Nobody reads what is sent, so that it waits for room.
+        assert server.pipes is not None
+        asyncio.get_running_loop().remove_reader(server.pipes._reading)
+        sending = asyncio.create_task(stream.send(pb.WorkerMessage(failure=pb.Failure(reason="x" * 3_000_000))))
+        await asyncio.sleep(0)
+        server.ending.set_result(grpc.aio.EOF)
+        for task in (receiving, sending):
+            with pytest.raises(grpc.RpcError) as caught:
+                await task
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    conversation(talk)
+
+
+def test_without_pipes_everything_stays_on_the_stream() -> None:
+    async def talk(stream: Stream, server: Server) -> None:
+        server.ahead = [refusal(2)]
+        await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))
+        assert await steps(stream, 3) == [0, 1, 2]
+        assert [message.WhichOneof("kind") for message in server.on_stream] == ["share", "heartbeat"]
+
+    conversation(talk, ahead=(refusal(0), refusal(1)), takes_pipes=False)

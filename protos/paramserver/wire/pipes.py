@@ -9,7 +9,6 @@ bytes, little-endian.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import stat
 from collections import deque
@@ -22,9 +21,8 @@ MAX_BYTES = 16 << 20
 
 _LENGTH_BYTES = 4
 
-#: Bytes that fit a pipe: the most that the system gives to everybody.
-_CAPACITY = 1 << 20
-_SET_CAPACITY = 1031
+#: Bytes that are read at once: as many as a pipe holds.
+_PIECE = 1 << 16
 
 
 class PipePair:
@@ -97,15 +95,10 @@ class Pipes:
         #: What is left of an answer of which a part is sent.
         self._unsent = memoryview(b"")
         self._is_full = False
-        #: The beginning of a message whose end has yet to come.
-        self._begun = b""
+        #: The beginning of a message whose end has yet to come, and how many bytes there are then.
+        self._begun = bytearray()
+        self._awaited = 0
         self.closed = False
-        for descriptor in (reading, writing):
-            try:
-                fcntl.fcntl(descriptor, _SET_CAPACITY, _CAPACITY)
-            except OSError:
-                # A user may have only so much of it; what a pipe has at first does as well.
-                break
         self._loop.add_reader(reading, self.read)
 
     @property
@@ -137,14 +130,22 @@ class Pipes:
         if self.closed:
             return
         try:
-            data = os.read(self._reading, _CAPACITY)
+            data = os.read(self._reading, _PIECE)
         except BlockingIOError:
             return
         if not data:
             self._loop.remove_reader(self._reading)
             return
         if self._begun:
-            data = self._begun + data
+            self._begun += data
+            if len(self._begun) < self._awaited:
+                return
+            data = bytes(self._begun)
+            self._begun.clear()
+        self._cut(data)
+
+    def _cut(self, data: bytes) -> None:
+        """Take the messages that are whole, and remember the beginning of the last."""
         start, size = 0, len(data)
         while size - start >= _LENGTH_BYTES and not self.closed:
             begin = start + _LENGTH_BYTES
@@ -154,11 +155,14 @@ class Pipes:
                 self._fail(ProtocolError(f"a message of {length} bytes is in a pipe, allowed are {MAX_BYTES}"))
                 return
             if begin + length > size:
+                self._awaited = _LENGTH_BYTES + length
                 break
             start = begin + length
-            self._begun = data[start:]
             self._take(data[begin:start])
-        self._begun = data[start:]
+        if start < size:
+            self._begun += data[start:]
+            if size - start < _LENGTH_BYTES:
+                self._awaited = _LENGTH_BYTES
 
     def close(self) -> None:
         """Give up the pipes; what was not sent is not."""

@@ -183,6 +183,11 @@ class FollowingRun(Run):
         for session in self._sessions.values():
             session.knows_layout = False
 
+    def _pass_over(self, session: Session) -> None:
+        # What became of the push, the coordinator says, which has the other part of it.
+        if session.incoming is not None:
+            session.discarding, session.incoming = session.incoming.name, None
+
     def _supply(self, worker: str, shards: tuple[int, ...], own: tuple[int, ...]) -> None:
         session = self._sessions.get(worker)
         if session is None or self.store is None:

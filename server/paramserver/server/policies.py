@@ -36,13 +36,22 @@ class Policy(NamedTuple):
 
 
 def make_policy(train: TrainSection) -> Policy:
-    """Return the policy that a job asks for."""
+    """Return the policy that a job asks for.
+
+    sync: rounds of all shards. Warning: as slow as the slowest shard. With a quorum the shards beyond it are backups
+    (Chen et al., "Revisiting Distributed Synchronous SGD", 2016). Warning: who counts is a matter of timing, and a
+    shard that is always late hardly ever counts, which biases θ where shards differ.
+
+    ssp: stale synchronous parallel (Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel
+    Parameter Server", 2013, section 2). Warning: a worker that is slow for good slows all others down to its pace.
+
+    async: every contribution at once, or none older than `max_delay`. Warning: old gradients call for smaller rates,
+    and a bound below its usual delay keeps a shard from counting at all.
+    """
     match train.mode:
         case "sync":
-            # Chen et al., "Revisiting Distributed Synchronous SGD", 2016: the shards beyond the quorum are the backups.
             return Policy("sync", 0, _whatever_its_delay, rounds=True, quorum=train.quorum)
         case "ssp":
-            # Stale synchronous parallel: Ho et al. 2013, section 2.
             return Policy("ssp", train.staleness, _no_older_than(train.max_delay), rounds=False)
         case "async":
             return Policy("async", None, _no_older_than(train.max_delay), rounds=False)

@@ -60,16 +60,13 @@ async def serve(
         RequestError: if the address cannot be bound, or the state directory cannot be used.
     """
     server = grpc.aio.server(options=OPTIONS)
+    # Before the state directory, which a server that cannot listen leaves as it is.
+    port = _bind(server, listen)
     shell = make_shell(place, peers, None if state is None else StateDirectory(state))
     services = add_services(server, shell)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
-    _check_port(listen)
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise RequestError(f"cannot listen on {listen}: the address is in use or not this machine's") from error
     await server.start()
     for name in ("", *services):
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -122,11 +119,18 @@ async def _first(stopped: asyncio.Event, leading: asyncio.Task[None] | None) -> 
     waiting.cancel()
 
 
-def _check_port(listen: str) -> None:
-    """Refuse a port that gRPC would take modulo 65536, and then listen where nobody asked it to."""
-    port = listen.rsplit(":", 1)[-1]
-    if not listen.startswith("unix:") and port.isdecimal() and int(port) > 65_535:
+def _bind(server: grpc.aio.Server, listen: str) -> int:
+    """Have the server listen once it is started; return the port, which is 1 for a Unix socket."""
+    host, _, port = listen.rpartition(":")
+    if not host or listen == "unix:":
+        raise RequestError(f"cannot listen on {listen}: allowed are 'host:port' and 'unix:PATH'")
+    # gRPC would take a port modulo 65536, and then listen where nobody asked it to.
+    if not listen.startswith("unix:") and not (port.isdecimal() and int(port) <= 65_535):
         raise RequestError(f"cannot listen on {listen}: a port is a number from 0 to 65535")
+    try:
+        return server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise RequestError(f"cannot listen on {listen}: the address is in use or not this machine's") from error
 
 
 def _write_atomically(path: Path, text: str) -> None:

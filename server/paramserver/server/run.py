@@ -590,7 +590,7 @@ class Run:
     def _revoke(self, worker: str, shard: int) -> ev.Event | None:
         session = self._sessions.get(worker)
         if session is not None and session.incoming is not None and session.incoming.contribution.shard == shard:
-            _pass_over(session)
+            self._pass_over(session)
         waypoint = None if self._waypoints is None else self._waypoints.behind(self.engine, shard)
         return None if waypoint is None else ev.TakenBack(waypoint.engine)
 
@@ -601,7 +601,7 @@ class Run:
         self.store.go_back(self.job, waypoint.engine.version, waypoint.theta, waypoint.optimizer_state)
         self.history.forget_after(waypoint.engine.finished_steps)
         for session in self._sessions.values():
-            _pass_over(session)
+            self._pass_over(session)
 
     def _restage(self, train: TrainSection) -> None:
         self.job = self.job.model_copy(update={"train": train})
@@ -617,7 +617,18 @@ class Run:
             # How a worker may read θ in shared memory is part of the layout.
             if session.shares_memory and (self.store.moves, self.store.shares_theta) != before:
                 session.knows_layout, session.held = False, None
-            _pass_over(session)
+            self._pass_over(session)
+
+    def _pass_over(self, session: Session) -> None:
+        """Let the rest of a push that has begun come in without taking it."""
+        if session.incoming is None:
+            return
+        contribution = session.incoming.contribution
+        session.discarding, session.incoming = session.incoming.name, None
+        # A worker that is not told takes the step for done, and the same work for a repetition.
+        refusal = self.engine.review(contribution)
+        if refusal is not None:
+            self._carry_out(refusal)
 
     def _combine_surveys(self) -> ev.Broken | None:
         try:
@@ -625,12 +636,6 @@ class Run:
         except DataError as error:
             return ev.Broken(f"DataError: {error}")
         return None
-
-
-def _pass_over(session: Session) -> None:
-    """Let the rest of a push that has begun come in without taking it."""
-    if session.incoming is not None:
-        session.discarding, session.incoming = session.incoming.name, None
 
 
 def _contribution(worker: str, push: pb.Push) -> ev.Contribution:

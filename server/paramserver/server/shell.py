@@ -24,6 +24,7 @@ from paramserver.server.snapshots import Saved, StateDirectory
 from paramserver.wire import sharing
 from paramserver.wire.errors import Busy, NotReady, RequestError, StateError
 from paramserver.wire.job import Job
+from paramserver.wire.memory import give_back
 from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -93,6 +94,7 @@ class Shell:
             if replaces:
                 # The parts of a job refer to each other; the memory of the one before shall not wait for the collector.
                 gc.collect()
+                give_back()
 
     async def _prepare(self, job_id: str, job: Job) -> None:
         """Do what has to be done before a job starts."""

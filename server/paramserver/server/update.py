@@ -29,6 +29,9 @@ Correct = Callable[[int, Array, Array], None]
 #: A thread is worth starting for this many chunks.
 CHUNKS_PER_THREAD = 2
 
+#: Of so many chunks, one thread has seen whether all is finite before another one has been woken.
+CHECKED_ALONE = 8
+
 #: numpy lets go of the interpreter lock, so two threads use two memory channels; more rarely help.
 MAX_THREADS = min(4, os.cpu_count() or 1)
 
@@ -131,15 +134,15 @@ class Update:
 
     def first_not_finite(self, vector: Array) -> int | None:
         """Return the offset of the first chunk of a whole vector that holds NaN or infinity, or None."""
-        if len(self._places) == 1:
-            return None if is_finite(vector) else 0
+        if len(self._places) <= CHECKED_ALONE and is_finite(vector):
+            return None
         bad: list[int] = []
 
         def look(number: int) -> None:
-            for index in self._shares[number]:
-                if not is_finite(vector[self._places[index]]):
-                    bad.append(index)
-                    return
+            share = self._shares[number]
+            # At once, and only what is wrong chunk by chunk: every call costs as much as some thousands of values.
+            if not is_finite(vector[self._places[share.start].start : self._places[share.stop - 1].stop]):
+                bad.extend(index for index in share if not is_finite(vector[self._places[index]]))
 
         self._spread(look)
         return self._places[min(bad)].start if bad else None
@@ -180,8 +183,11 @@ def how(
 ) -> tuple[StepInfo, float, float]:
     """Return what the optimizer is told, what makes the sum of contributions the gradient, and a further factor for it.
 
-    That factor is 1 but for `ftrl`, whose state holds terms of all steps at one learning rate: there the gradient is
-    scaled by the staleness.
+    With `staleness_scaling` the learning rate is divided by 1 + delay, after Zhang et al., "Staleness-aware Async-SGD
+    for Distributed Deep Learning", 2015. The further factor is 1 but for `ftrl`, whose state holds terms of all steps
+    at one learning rate: there the gradient is scaled in its place.
+
+    Warning: where all delays are alike this is a smaller learning rate and no more.
     """
     rate = learning_rate(job.optimizer, step, total_steps)
     scale = mean_scale(job, contributions)

@@ -25,6 +25,7 @@ from paramserver.wire.codecs import chunk_elements
 from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
+from paramserver.wire.memory import give_back
 from paramserver.wire.moments import Moments
 from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -224,6 +225,7 @@ class Trainer:
                 self._learner = self._replica = self._outgoing = self._rows = None
                 self._job_id = ""
                 self._working.clear()
+                give_back()
                 self._on_end()
             case other:
                 raise ProtocolError(f"the server sent {other or 'an empty message'}, which this worker does not know")

@@ -64,12 +64,12 @@ class Worker:
         *,
         name: str = "",
         shards: tuple[int, ...] = (),
-        base: Path | None = None,
+        base: str | Path | None = None,
         connect_timeout_s: float = 60.0,
     ) -> None:
         self._server = server
         self._identity = Identity(name or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}", shards)
-        self._base = base
+        self._base = None if base is None else Path(base)
         self._connect_timeout_s = connect_timeout_s
         #: Steps to compute; None when the job has ended, an error when the worker cannot go on.
         self._steps: queue.SimpleQueue[Step | Exception | None] = queue.SimpleQueue()

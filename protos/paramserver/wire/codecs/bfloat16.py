@@ -5,6 +5,8 @@ on (about 3.3962e38) finite values become infinite. numba's kernels, where the e
 bits as numpy's passes, which work in blocks that stay in cache.
 
 Source: the format is that of Wang and Kanwar, "BFloat16: The secret to high performance on Cloud TPUs", 2019.
+
+Warning: with `wire.pull` a worker does not see changes of θ that are too small for 8 bits until they have added up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """float16, IEEE 754 binary16: 11 bits of precision from 6e-5 to 65504, fewer below, and infinity above.
 
 Rounding is to nearest, ties to even. A finite value from 65520 on becomes infinite, and one below 3e-8 becomes 0.
+
+Source: IEEE Standard for Floating-Point Arithmetic, 754-2008, section 3.6.
+
+Warning: its range is narrow and there is no loss scaling: a contribution, which is a sum over a batch, may leave it.
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ def sgd(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
 
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, in
     the form that torch.optim.SGD uses (dampening 0).
+
+    Warning: one rate for all parameters, so features of very different scale want `standardize` or another optimizer.
+    In async momentum adds to the momentum that delays already bring: lower one of the two.
     """
 
     def update(

@@ -23,6 +23,9 @@ def yogi(
 
     Source: Zaheer et al., "Adaptive Methods for Nonconvex Optimization", 2018, algorithm 2, with the bias
     correction that optax.yogi applies too.
+
+    Warning: from v = 0 the first updates are as long as Adam's; the paper begins with the squared gradient of a first
+    batch, which `initial_accumulator` can stand for.
     """
 
     def init(size: int, dtype: npt.DTypeLike) -> MomentState:

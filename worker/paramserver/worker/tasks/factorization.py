@@ -26,6 +26,8 @@ class MatrixFactorization:
     a key, one table holds both. Each example adds `l2` times the squares of its two rows.
 
     Source: Koren, Bell & Volinsky, "Matrix Factorization Techniques for Recommender Systems", 2009, equation 5.
+
+    Warning: of a user or film that training has not seen it knows nothing: its row is the random one it would begin at.
     """
 
     rank: int = 8

@@ -24,6 +24,8 @@ class SparseLogisticRegression:
     Weights and `b` begin at zero. With the optimizer `ftrl` this is the model of McMahan et al., "Ad Click Prediction:
     a View from the Trenches", 2013, section 3, and with its `l1` above 0 weights of features that tell nothing are
     exactly zero.
+
+    Warning: with other optimizers hardly any weight is zero, and what only pairs of features tell is not learnt.
     """
 
     def tables(self) -> dict[str, Table]:
@@ -71,6 +73,8 @@ class FactorizationMachine:
     `l2`·(Σᵢ wᵢ² + ‖vᵢ‖²) over its features. Weights begin at zero, factors uniform in [−scale, scale).
 
     Source: Rendle, "Factorization Machines", 2010, equation 1, computed as in lemma 3.1.
+
+    Warning: not convex; with scale = 0 all factors have the gradient zero and stay there.
     """
 
     rank: int = 8
