@@ -115,17 +115,25 @@ def test_two_workers_learn_digits(tmp_path: Path, mode: str) -> None:
 
 
 def test_a_worker_that_is_killed_changes_no_bit(tmp_path: Path) -> None:
-    killed: list[int] = []
-
-    def kill_one(update: Update) -> None:
-        holders = [worker.pid for worker in update.status.workers if worker.shards]
-        if update.points and not killed and update.points[-1].step < 400:
-            os.kill(holders[0], signal.SIGKILL)
-            killed.append(holders[0])
-
-    disturbed = train(changed(train={"steps": 400}), workers=3, run=tmp_path / "a", progress=kill_one)
-    calm = train(changed(train={"steps": 400}), workers=2, run=tmp_path / "b")
-    assert killed
+    (tmp_path / "mortal.py").write_text(
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from paramserver.worker.tasks.linear import LinearRegression\n"
+        "class Mortal(LinearRegression):\n"
+        "    computed = 0\n"
+        "    def loss_and_grad(self, params, batch):\n"
+        "        self.computed += 1\n"
+        "        mark = Path(__file__).with_name('killed')\n"
+        "        if self.computed == 50 and not mark.exists():\n"
+        "            mark.touch()\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().loss_and_grad(params, batch)\n"
+    )
+    job = changed(task={"use": "mortal.py:Mortal"}, train={"steps": 200})
+    disturbed = train(job, workers=3, base=tmp_path, run=tmp_path / "a")
+    assert (tmp_path / "killed").exists()
+    assert "killed by signal 9" in (tmp_path / "a/logs/supervisor.log").read_text()
+    calm = train(job, workers=2, base=tmp_path, run=tmp_path / "b")
     assert disturbed.theta_sha256 == calm.theta_sha256
     assert [point.loss for point in disturbed.history] == [point.loss for point in calm.history]
 

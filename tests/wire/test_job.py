@@ -180,25 +180,3 @@ def test_what_is_no_job_file_is_refused_by_its_path(tmp_path: Path, content: byt
     assert said in str(caught.value)
     with pytest.raises(JobError, match="cannot be read"):
         Job.from_toml(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("table", "key", "value"),
-    [
-        ("optimizer", "name", "lamb"),
-        ("optimizer", "name", "lars"),
-        ("train", "clip_contribution", 1.0),
-        ("train", "aggregate", "krum"),
-    ],
-)
-def test_what_needs_the_whole_gradient_is_refused_with_several_servers(table: str, key: str, value: Any) -> None:
-    tables: dict[str, Any] = {
-        "task": {"use": "linear_regression"},
-        "data": {"source": "x.npz"},
-        table: {key: value},
-        "server": {"partitions": 2},
-    }
-    with pytest.raises(JobError, match=rf"{table}\.{key} = .*server.partitions = 2; allowed is 1"):
-        Job.from_dict(tables)
-    tables["server"]["partitions"] = 1
-    Job.from_dict(tables)

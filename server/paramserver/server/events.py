@@ -5,9 +5,6 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from paramserver.server.enginestate import EngineState
 from paramserver.wire.job import TrainSection
 
@@ -222,7 +219,7 @@ class Apply(NamedTuple):
     step: int
     contributions: tuple[Contribution, ...]
     #: To the last of the update's questions, where this process cannot know it: θ is cut over several servers.
-    answer: NDArray[np.float64] | None = None
+    answer: tuple[float, ...] | None = None
     #: Numbers that add up to the sum of squares of the gradients of all rows of tables, likewise.
     row_squares: tuple[float, ...] | None = None
 

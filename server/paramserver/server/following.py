@@ -410,5 +410,4 @@ def read_apply(apply: pb.Apply) -> ev.Apply:
     contributions = tuple(
         ev.Contribution("", c.shard, c.epoch, c.step, c.version, c.samples, 0.0) for c in apply.contributions
     )
-    answer = np.array(apply.answer) if apply.answer else None
-    return ev.Apply(apply.version, apply.step, contributions, answer)
+    return ev.Apply(apply.version, apply.step, contributions, tuple(apply.answer) or None)

@@ -325,7 +325,7 @@ class LeadingRun(Run):
         for _ in range(questions(self.job)):
             assert self.store is not None
             apply = await self._ask_all(self.store, order, apply)
-            order.answer[:] = [] if apply.answer is None else apply.answer
+            order.answer[:] = apply.answer or ()
         await self._order(pb.Order(apply=order))
         return apply
 
@@ -342,7 +342,7 @@ class LeadingRun(Run):
             told.append(sums.values)
             rows += sums.rows
         found = answer_of(question, store.layout, question.material(store.layout), told)
-        return apply._replace(answer=found, row_squares=tuple(rows))
+        return apply._replace(answer=tuple(found.tolist()), row_squares=tuple(rows))
 
     async def begin_there(self, version: int | None = None) -> None:
         """Have the other partitions begin the job, or go back to a version of it.

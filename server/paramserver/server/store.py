@@ -167,14 +167,14 @@ class Store:
             self._compensation.remember(shard, self.version, self.theta)
 
     def ask(
-        self, version: int, step: int, contributions: Sequence[Contribution], answer: Array | None = None
+        self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
     ) -> Question:
         """Go on with an update of θ of which this is a part, given the answer to the last question, to the next one."""
         if answer is None:
             self._asking = self._begin(version, step, contributions)
             return next(self._asking)
         assert self._asking is not None
-        return self._asking.send(answer)
+        return self._asking.send(np.array(answer))
 
     def _begin(self, version: int, step: int, contributions: Sequence[Contribution]) -> Asking[float | None]:
         shards = [c.shard for c in contributions]
@@ -185,7 +185,7 @@ class Store:
         return self.update.asking(self.theta, chunks, version, step, contributions, correct)
 
     def apply(
-        self, version: int, step: int, contributions: Sequence[Contribution], answer: Array | None = None
+        self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
     ) -> float | None:
         """Update θ with the contributions, see `Update.asking`; or end what `ask` has begun, with the last answer."""
         asking, self._asking = self._asking, None
@@ -194,7 +194,7 @@ class Store:
         self.is_whole = False
         self._segment.sequence[0] += 1
         try:
-            norm = alone(asking, self.layout, answer)
+            norm = alone(asking, self.layout, None if answer is None else np.array(answer))
         finally:
             # An odd number would keep readers waiting for an end that never comes.
             self._segment.sequence[0] += 1
