@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.store import CHUNK_BYTES
-from paramserver.wire.framing import decode_server_message, decode_worker_message, encode
+from paramserver.wire.framing import Message, decode_server_message, decode_worker_message, encode, frame, whole
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -33,7 +33,13 @@ class Pipe:
         self.last_sent = 0.0
 
     async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
-        message, view = decode_worker_message(encode(message, payload))
+        await self.send_all([frame(message, payload)])
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            await self._send(*decode_worker_message(whole(message)))
+
+    async def _send(self, message: pb.WorkerMessage, view: memoryview) -> None:
         if message.WhichOneof("kind") == "join":
             self.session = Session(message.join)
             self.session.send(encode(pb.ServerMessage(welcome=pb.Welcome(protocol=1, chunk_bytes=CHUNK_BYTES))))
@@ -50,7 +56,7 @@ class Pipe:
         while not self._ready:
             messages = await self.session.next_answer()
             assert messages is not None
-            self._ready = [decode_server_message(data) for data in messages]
+            self._ready = [decode_server_message(whole(data)) for data in messages]
         return self._ready.pop(0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from paramserver.server.shell import Shell
 from paramserver.server.snapshots import Saved, StateDirectory
 from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import ParamserverError, ProtocolError, StateError, status_code
-from paramserver.wire.framing import decode_server_message, decode_worker_message, encode
+from paramserver.wire.framing import Message, decode_server_message, decode_worker_message, encode, frame, whole
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
 from paramserver.wire.tables import tensor_names
@@ -56,7 +56,13 @@ class Pipe:
         self.last_sent = 0.0
 
     async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
-        message, view = decode_worker_message(encode(message, payload))
+        await self.send_all([frame(message, payload)])
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            await self._send(*decode_worker_message(whole(message)))
+
+    async def _send(self, message: pb.WorkerMessage, view: memoryview) -> None:
         if message.WhichOneof("kind") == "join":
             self._shell.check(message.join)
             self.session = Session(message.join)
@@ -81,7 +87,7 @@ class Pipe:
             messages = await self.session.next_answer()
             if messages is None:
                 return None
-            self._ready = [decode_server_message(data) for data in messages]
+            self._ready = [decode_server_message(whole(data)) for data in messages]
         return self._ready.pop(0)
 
     def close(self) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from paramserver.server import training
+from paramserver.server.events import Contribution
 from paramserver.server.session import Session
 from paramserver.server.store import Store
+from paramserver.wire.framing import Apart, decode_server_message, whole
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Layout
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -57,4 +59,19 @@ def test_theta_as_it_was_sent_is_forgotten_and_made_again_for_who_comes_late() -
     store.was_answered()
     again = store.answer(message, is_held=False)
     assert again[0] is not first[0]
-    assert again == first
+    assert [whole(each) for each in again] == [whole(each) for each in first]
+
+
+def test_what_waits_for_a_worker_that_does_not_read_is_theta_as_it_was() -> None:
+    job = Job.from_dict({"task": {"use": "m"}, "data": {"source": "d", "shards": 1}, "train": {"mode": "async"}})
+    size = (3 << 20) // 4
+    values = np.arange(size, dtype=np.float32)
+    store = Store(job, Layout([("t", (size,))], "float32"), [values.copy()], 9)
+    waiting = store.answer(pb.ServerMessage(work=pb.Work(version=0, last=True)), is_held=False)
+    assert any(isinstance(message, Apart) for message in waiting), "nothing is copied before θ changes"
+    for version in (1, 2):
+        store.incoming.hold(0, store.cut(np.ones(size, np.float32)))
+        store.apply(version, version, [Contribution("w", 0, 1, version - 1, version - 1, 1, 0.5)])
+    payloads = [decode_server_message(whole(message))[1] for message in waiting]
+    assert (np.concatenate([np.frombuffer(payload, np.float32) for payload in payloads]) == values).all()
+    assert not (store.theta == values).any()

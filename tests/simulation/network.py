@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from random import Random
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from paramserver.wire.framing import decode_server_message, encode
+from paramserver.wire.framing import Message, decode_server_message, frame, whole
 from paramserver.wire.layout import Array
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from simulation.loop import Clock, Process
@@ -408,9 +408,15 @@ class Stream:
             self._connection.close(self._connection.client)
 
     async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
+        await self.send_all([frame(message, payload)])
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            await self._send(whole(message))
+
+    async def _send(self, data: bytes) -> None:
         process, network = Process.current, self.network
         assert process is not None
-        data = encode(message, payload)
         if self._connection is None:
             self._connection = await network.connect(process, network.serve_stream)
         await asyncio.sleep(0)

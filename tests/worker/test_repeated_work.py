@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paramserver.wire.framing import decode_server_message, decode_worker_message, encode
+from paramserver.wire.framing import Message, decode_server_message, decode_worker_message, encode, frame, whole
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -35,7 +36,10 @@ class Script:
         self.last_sent = 0.0
 
     async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
-        self.said.append(decode_worker_message(encode(message, payload))[0])
+        await self.send_all([frame(message, payload)])
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        self.said += [decode_worker_message(whole(message))[0] for message in messages]
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         await asyncio.sleep(0)

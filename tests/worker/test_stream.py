@@ -1,4 +1,4 @@
-"""The worker's stream keeps the order of messages when it goes over to pipes, while it uses them and at its end."""
+"""The worker's stream keeps the order of messages when it goes another way, while it does and at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from paramserver.wire import sharing
 from paramserver.wire.framing import decode_worker_message, encode
-from paramserver.wire.pipes import Pipes, open_pipes
+from paramserver.wire.line import Line
+from paramserver.wire.pipes import open_pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.stream import Stream
 
@@ -26,21 +27,21 @@ class Server:
     """In place of a gRPC call: takes pipes, and keeps what comes through them."""
 
     def __init__(self, ahead: list[bytes], takes_pipes: bool) -> None:
-        self.ahead = [*ahead, encode(pb.ServerMessage(shared=pb.Shared(pipes=takes_pipes)))]
-        self.came: list[bytes] = []
+        self.ahead = [*ahead, encode(pb.ServerMessage(moved=pb.Moved(done=takes_pipes)))]
+        self.came: list[bytes | memoryview] = []
         self.on_stream: list[pb.WorkerMessage] = []
         self.ending: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.status = grpc.StatusCode.OK
-        self.pipes: Pipes | None = None
+        self.line: Line | None = None
         self._takes_pipes = takes_pipes
 
     async def write(self, data: bytes) -> None:
         message, _ = decode_worker_message(data)
         self.on_stream.append(message)
-        if message.HasField("share") and self._takes_pipes:
-            offered = message.share.pipes
+        if message.HasField("move") and self._takes_pipes:
+            offered = message.move.pipes
             ends = open_pipes(offered.pid, offered.up, offered.down)
-            self.pipes = Pipes(*ends, self.came.append, lambda: None, lambda _: None)
+            self.line = Line(*ends, self.came.append, lambda: None, lambda _: None)
 
     async def read(self) -> Any:
         return self.ahead.pop(0) if self.ahead else await self.ending
@@ -52,13 +53,13 @@ class Server:
         return "as the test has it"
 
     def cancel(self) -> None:
-        if self.pipes is not None:
-            self.pipes.close()
+        if self.line is not None:
+            self.line.close()
 
     def say(self, *messages: bytes) -> None:
-        assert self.pipes is not None
-        self.pipes.outbox.append(messages)
-        self.pipes.flush()
+        assert self.line is not None
+        self.line.outbox.append(messages)
+        self.line.flush()
 
 
 def conversation(
@@ -91,7 +92,7 @@ def test_messages_keep_their_order_from_before_the_pipes_to_the_end_of_the_strea
         while len(server.came) < 2:
             await asyncio.sleep(0)
         assert [len(decode_worker_message(data)[0].failure.reason) for data in server.came] == [1, 3_000_000]
-        assert [message.WhichOneof("kind") for message in server.on_stream] == ["share"]
+        assert [message.WhichOneof("kind") for message in server.on_stream] == ["share", "move"]
         # The stream ends while there is still something in the pipe.
         server.say(refusal(5), refusal(6))
         server.ending.set_result(grpc.aio.EOF)
@@ -108,8 +109,8 @@ def test_whoever_waits_hears_of_the_end() -> None:
         receiving = asyncio.create_task(stream.receive())
         await asyncio.sleep(0)
         # Nobody reads what is sent, so that it waits for room.
-        assert server.pipes is not None
-        asyncio.get_running_loop().remove_reader(server.pipes._reading)
+        assert server.line is not None
+        asyncio.get_running_loop().remove_reader(server.line._reading)
         sending = asyncio.create_task(stream.send(pb.WorkerMessage(failure=pb.Failure(reason="x" * 3_000_000))))
         await asyncio.sleep(0)
         server.ending.set_result(grpc.aio.EOF)
@@ -126,6 +127,6 @@ def test_without_pipes_everything_stays_on_the_stream() -> None:
         server.ahead = [refusal(2)]
         await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))
         assert await steps(stream, 3) == [0, 1, 2]
-        assert [message.WhichOneof("kind") for message in server.on_stream] == ["share", "heartbeat"]
+        assert [message.WhichOneof("kind") for message in server.on_stream] == ["share", "move", "heartbeat"]
 
     conversation(talk, ahead=(refusal(0), refusal(1)), takes_pipes=False)

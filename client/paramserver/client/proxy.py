@@ -72,12 +72,12 @@ def _matters(direction: str, data: bytes) -> bool:
     return message_down.HasField("work") or message_down.HasField("rows")
 
 
-def _without_pipes(data: bytes) -> bytes:
+def _without_other_ways(data: bytes) -> bytes:
     """Return a message from the server such that messages go on passing through here."""
     message = pb.ServerMessage.FromString(data)
     if not message.HasField("welcome"):
         return data
-    message.welcome.takes_pipes = False
+    message.welcome.takes_pipes, message.welcome.port = False, 0
     return message.SerializeToString()
 
 
@@ -115,7 +115,7 @@ class Proxy:
     async def _down(self, call: Any, context: Context) -> None:
         with contextlib.suppress(Lost, grpc.RpcError, asyncio.InvalidStateError):
             while (data := await call.read()) is not grpc.aio.EOF:
-                data = _without_pipes(data)
+                data = _without_other_ways(data)
                 for _ in range(self._faults.copies("down", data)):
                     await context.write(data)
 

@@ -2,8 +2,8 @@
 
 The result is ordinary protobuf: any implementation can read it, and whatever any implementation writes is read here.
 The stubs would copy a tensor into the message and again into the serialised string. Here the header is serialised by
-protobuf and the tensor joined behind it as field 15 (one copy); a received tensor is a view of the received bytes
-(no copy).
+protobuf, and the tensor stands behind it as field 15: joined with it for gRPC (one copy), apart from it where both can
+be sent one after the other (no copy). A received tensor is a view of the received bytes (no copy).
 """
 
 from __future__ import annotations
@@ -25,40 +25,81 @@ _LENGTH_DELIMITED = 2
 _ALIGNMENT = 8
 #: Payloads of fewer bytes are not worth a filler.
 _ALIGNED_FROM = 4096
+#: Copying fewer bytes is cheaper than sending two pieces.
+_APART_FROM = 1 << 16
 #: `filler` (field 14, wire type 2) that closes a gap of 0, 1, 2, … bytes, or one by `_ALIGNMENT` larger.
 _FILLERS = [b"", *(bytes([0x72, n]) + bytes(n) for n in (7, 8, 1, 2, 3, 4, 5))]
 
 M = TypeVar("M", WorkerMessage, ServerMessage)
 
 
-def encode(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = None) -> bytes:
-    """Return the wire form of `header` with `payload` (C-contiguous, little-endian) as its field 15."""
+class Apart:
+    """A message whose tensor bytes are still where they came from; see `whole`."""
+
+    __slots__ = ("__weakref__", "_whole", "head", "payload")
+
+    def __init__(self, head: bytes, payload: memoryview) -> None:
+        #: All of it but the tensor bytes.
+        self.head = head
+        #: Bytes.
+        self.payload = payload
+        self._whole = b""
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.payload)
+
+    def whole(self) -> bytes:
+        """Return all of it in one piece, made once; from then on it stays as it is, whatever happens to the tensor."""
+        if not self._whole:
+            self._whole = self.head + self.payload
+            self.payload = memoryview(self._whole)[len(self.head) :]
+        return self._whole
+
+
+#: In wire form.
+Message = bytes | Apart
+
+
+def whole(message: Message) -> bytes:
+    """Return a message in one piece."""
+    return message.whole() if isinstance(message, Apart) else message
+
+
+def frame(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = None) -> Message:
+    """Return the wire form of `header` with `payload` (C-contiguous, little-endian) as its field 15,
+    not copied if large."""
     if payload is None or payload.nbytes == 0:
         return header.SerializeToString()
-    view = payload.data
+    view = payload.data.cast("B")
     head = header.SerializeToString()
     length = _varint(view.nbytes)
     if view.nbytes >= _ALIGNED_FROM:
         head += _FILLERS[-(len(head) + 1 + len(length)) % _ALIGNMENT]
-    return b"".join((head, _PAYLOAD_TAG_BYTE, length, view))
+    head += _PAYLOAD_TAG_BYTE + length
+    return Apart(head, view) if view.nbytes >= _APART_FROM else head + view
 
 
-def decode_worker_message(data: bytes) -> tuple[WorkerMessage, memoryview]:
+def encode(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = None) -> bytes:
+    """Return the wire form of `header` with `payload` as its field 15, in one piece."""
+    return whole(frame(header, payload))
+
+
+def decode_worker_message(data: bytes | memoryview) -> tuple[WorkerMessage, memoryview]:
     """Read what a worker sent; the payload is a view of `data`."""
     return _decode(data, WorkerMessage)
 
 
-def decode_server_message(data: bytes) -> tuple[ServerMessage, memoryview]:
+def decode_server_message(data: bytes | memoryview) -> tuple[ServerMessage, memoryview]:
     """Read what the server sent; the payload is a view of `data`."""
     return _decode(data, ServerMessage)
 
 
-def _decode(data: bytes, kind: type[M]) -> tuple[M, memoryview]:
+def _decode(data: bytes | memoryview, kind: type[M]) -> tuple[M, memoryview]:
     try:
         start, stop = _find_payload(data)
         if start is not None:
-            return kind.FromString(data[:start]), memoryview(data)[stop:]
-        message = kind.FromString(data)
+            return kind.FromString(bytes(data[:start])), memoryview(data)[stop:]
+        message = kind.FromString(bytes(data))
     except (DecodeError, IndexError) as error:
         raise ProtocolError(f"a message of {len(data)} bytes is not a {kind.__name__}: {error}") from None
     payload = memoryview(message.payload)
@@ -66,7 +107,7 @@ def _decode(data: bytes, kind: type[M]) -> tuple[M, memoryview]:
     return message, payload
 
 
-def _find_payload(data: bytes) -> tuple[int | None, int]:
+def _find_payload(data: bytes | memoryview) -> tuple[int | None, int]:
     """Return where the payload's tag and its bytes start, if it is the last field as our own writers place it."""
     position, size = 0, len(data)
     while position < size:
@@ -90,7 +131,7 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def _read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[position]

@@ -33,7 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="ADDR,…",
         help="to partition 0, the coordinator: where partitions 1, 2, … are",
     )
+    parser.add_argument(
+        "--data-port",
+        type=int,
+        default=0,
+        metavar="PORT",
+        help="where workers connect for tensors, beside gRPC (default 0: any free port)",
+    )
     arguments = parser.parse_args(argv)
+    if not 0 <= arguments.data_port <= 65_535:
+        parser.error(f"--data-port {arguments.data_port}: a port is a number from 0 to 65535")
     if len(arguments.peers) != (arguments.partition.partitions - 1 if arguments.partition.partition == 0 else 0):
         parser.error(
             f"--peers: {len(arguments.peers)} addresses for {arguments.partition}; partition 0 of K names the K - 1 "
@@ -45,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The engine's thread works on cached blocks; a library's threads beside it would cost more than they bring.
         with threadpool_limits(limits=1):
             asyncio.run(
-                serve(arguments.listen, arguments.address_file, arguments.state, arguments.partition, arguments.peers)
+                serve(
+                    arguments.listen,
+                    arguments.address_file,
+                    arguments.state,
+                    arguments.partition,
+                    arguments.peers,
+                    arguments.data_port,
+                )
             )
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -32,6 +32,7 @@ from paramserver.server.session import Session
 from paramserver.server.snapshots import StateDirectory
 from paramserver.server.store import Store
 from paramserver.wire.errors import StateError
+from paramserver.wire.framing import Message
 from paramserver.wire.job import TrainSection
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Log:
         self._active = False
         self._bytes = 0
         #: What sessions are to be told once the version in front is safe, in order.
-        self._held: deque[tuple[int, Session, tuple[bytes, ...]]] = deque()
+        self._held: deque[tuple[int, Session, tuple[Message, ...]]] = deque()
         self._moved = asyncio.Event()
         if self._logs:
             # What was recovered is on the disk.
@@ -120,7 +121,7 @@ class Log:
         if before <= limit < self._bytes:
             self.snapshot_wanted()
 
-    def keeps(self, session: Session, messages: tuple[bytes, ...]) -> bool:
+    def keeps(self, session: Session, messages: tuple[Message, ...]) -> bool:
         """Take what a session is to be told, if it cannot be told now; it is delivered once it may be."""
         if not self._held and self._promised <= self.safe:
             return False

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from paramserver.server import control, partition, training
 from paramserver.server.control import ControlService
 from paramserver.server.coordinator import Coordinator
+from paramserver.server.doorway import Doorway
 from paramserver.server.following import Follower
 from paramserver.server.partition import FollowerControl, PartitionService
 from paramserver.server.place import ALONE, Place
@@ -50,11 +51,13 @@ async def serve(
     state: Path | None = None,
     place: Place = ALONE,
     peers: Sequence[str] = (),
+    data_port: int = 0,
 ) -> None:
     """Serve at `listen` until SIGTERM or SIGINT; write the bound address to `address_file` once ready.
 
     With a `state` directory jobs are kept there, and the one found there goes on. Of several servers that share θ,
-    `place` says which this one is, and to partition 0 `peers` where the others are.
+    `place` says which this one is, and to partition 0 `peers` where the others are. At `data_port` of the same host,
+    any free one if it is 0, workers may connect for their messages; with a Unix socket they cannot.
 
     Raises:
         RequestError: if the address cannot be bound, or the state directory cannot be used.
@@ -62,8 +65,10 @@ async def serve(
     server = grpc.aio.server(options=OPTIONS)
     # Before the state directory, which a server that cannot listen leaves as it is.
     port = _bind(server, listen)
+    host = None if listen.startswith("unix:") else listen.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    doorway = None if host is None else Doorway.open(host, data_port)
     shell = make_shell(place, peers, None if state is None else StateDirectory(state))
-    services = add_services(server, shell)
+    services = add_services(server, shell, doorway)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server)
@@ -84,6 +89,8 @@ async def serve(
     await health.enter_graceful_shutdown()
     shell.end_streams()
     await server.stop(GRACE_S)
+    if doorway is not None:
+        doorway.close()
     await shell.close()
     if leading is not None:
         leading.cancel()
@@ -94,9 +101,9 @@ async def serve(
             address_file.unlink()
 
 
-def add_services(server: grpc.aio.Server, shell: Shell | Follower) -> list[str]:
+def add_services(server: grpc.aio.Server, shell: Shell | Follower, doorway: Doorway | None = None) -> list[str]:
     """Have a gRPC server answer workers, clients and the coordinator from a shell; return the services' names."""
-    server.add_generic_rpc_handlers((TrainingService(shell).handler(),))
+    server.add_generic_rpc_handlers((TrainingService(shell, doorway).handler(),))
     if not isinstance(shell, Follower):
         rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
         return [training.SERVICE, control.SERVICE]

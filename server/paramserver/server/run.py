@@ -25,7 +25,7 @@ from paramserver.server.waypoints import Waypoints
 from paramserver.server.wholesums import Question
 from paramserver.wire.errors import DataError, JobError, ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.fingerprint import theta_sha256
-from paramserver.wire.framing import encode
+from paramserver.wire.framing import Message, encode
 from paramserver.wire.job import Job, TrainSection
 from paramserver.wire.layout import Array, Layout, is_finite, read_values
 from paramserver.wire.moments import Moments
@@ -577,7 +577,7 @@ class Run:
             session.sent += self.store.theta_nbytes
         session.send(*messages)
 
-    def _own_of(self, store: Store, elastic: Elastic, session: Session, grant: ev.Grant) -> list[bytes]:
+    def _own_of(self, store: Store, elastic: Elastic, session: Session, grant: ev.Grant) -> list[Message]:
         """Return the parameters of the granted shards that the worker does not have from its own last push."""
         messages = []
         for _, shard, epoch, step in grant.assignments:

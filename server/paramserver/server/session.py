@@ -10,9 +10,10 @@ from typing import Protocol
 
 from paramserver.server.events import Contribution
 from paramserver.server.tables.arriving import Arriving, ArrivingRows
-from paramserver.wire.errors import ProtocolError
+from paramserver.wire.errors import ParamserverError
+from paramserver.wire.framing import Message
 from paramserver.wire.layout import Array
-from paramserver.wire.pipes import Pipes
+from paramserver.wire.line import Line
 from paramserver.wire.sharing import Draft, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -29,7 +30,7 @@ SMALL = 4096
 class Gate(Protocol):
     """Decides when something may be said."""
 
-    def keeps(self, session: Session, messages: tuple[bytes, ...]) -> bool:
+    def keeps(self, session: Session, messages: tuple[Message, ...]) -> bool:
         """Take the messages to deliver them later; False if they may go now."""
 
 
@@ -83,10 +84,10 @@ class Session:
     received: int = 0
     sent: int = 0
     #: Answers of one or more messages each; their bytes are shared with other sessions where they are the same.
-    _outbox: deque[Sequence[bytes]] = field(default_factory=deque)
-    #: Where answers go in place of the stream. `_outbox` is theirs then, and what was queued before is in `_last`.
-    _pipes: Pipes | None = None
-    _last: deque[Sequence[bytes]] = field(default_factory=deque)
+    _outbox: deque[Sequence[Message]] = field(default_factory=deque)
+    #: Where answers go in place of the stream. `_outbox` is its then, and what was queued before is in `_last`.
+    _line: Line | None = None
+    _last: deque[Sequence[Message]] = field(default_factory=deque)
     #: What the writer waits for while there is nothing to send.
     _waiting: asyncio.Future[None] | None = None
     closed: bool = False
@@ -112,28 +113,32 @@ class Session:
             return False
         return sum(len(answer[-1]) > SMALL for answer in self._outbox) >= MAX_PARAMETERS_WAITING
 
-    def send(self, *messages: bytes) -> None:
+    def send(self, *messages: Message) -> None:
         """Queue an answer of encoded messages, or leave it with the gate; never waits."""
         if self.gate is None or not self.gate.keeps(self, messages):
             self.deliver(messages)
 
-    def deliver(self, messages: Sequence[bytes]) -> None:
+    def deliver(self, messages: Sequence[Message]) -> None:
         """Queue an answer that the gate, if there is one, has let through."""
         if len(self._outbox) >= MAX_WAITING:
             self.give_up()
         if not self.closed:
             self._outbox.append(messages)
-            if self._pipes is None:
+            if self._line is None:
                 self._wake_writer()
             else:
-                self._pipes.flush()
+                self._line.flush()
 
     def move(
-        self, reading: int, writing: int, take: Callable[[bytes], None], fail: Callable[[ProtocolError], None]
+        self,
+        reading: int,
+        writing: int,
+        take: Callable[[bytes | memoryview], None],
+        fail: Callable[[ParamserverError], None],
     ) -> None:
-        """Let go through pipes what is not queued yet; `take` and `fail` are told what comes through them."""
-        self._pipes = Pipes(reading, writing, take, self._after_flush, fail)
-        self._last, self._outbox = self._outbox, self._pipes.outbox
+        """Let what is not queued yet go through these descriptors; `take` and `fail` are told what comes there."""
+        self._line = Line(reading, writing, take, self._after_flush, fail)
+        self._last, self._outbox = self._outbox, self._line.outbox
 
     def _after_flush(self) -> None:
         # While it is open the stream has nothing to say.
@@ -158,14 +163,14 @@ class Session:
     def end(self) -> None:
         """Let go of what the worker shared, and of the stream, which holds this; not only at the next collection."""
         self.slots, self.initial = {}, None
-        if self._pipes is not None:
-            self._pipes.close()
+        if self._line is not None:
+            self._line.close()
         self.cut = lambda: None
 
-    async def next_answer(self) -> Sequence[bytes] | None:
+    async def next_answer(self) -> Sequence[Message] | None:
         """Wait for the next messages to send on the stream; None when it is to end."""
-        while not (queue := self._outbox if self._pipes is None else self._last):
-            if self.closed and (self._pipes is None or self._pipes.is_drained):
+        while not (queue := self._outbox if self._line is None else self._last):
+            if self.closed and (self._line is None or self._line.is_drained):
                 return None
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from weakref import WeakSet
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from paramserver.server.update import Update
 from paramserver.server.wholesums import Asking, Question, alone
 from paramserver.wire.codecs import Origin, chunk_elements, pull_codec
 from paramserver.wire.errors import StateError
-from paramserver.wire.framing import encode
+from paramserver.wire.framing import Apart, Message, encode, frame
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.sharing import Draft
@@ -55,7 +56,9 @@ class Store:
         self.chunk = chunk_elements(job, CHUNK_BYTES)
         self.update = Update(job, layout, self.chunk, total_steps)
         self.restage(job)
-        self._encoded: list[bytes] | None = None
+        self._encoded: list[Message] | None = None
+        #: Messages on their way to workers that hold θ itself, to be copied should it change before they are sent.
+        self._lent: WeakSet[Apart] = WeakSet()
         #: How θ travels to workers and contributions from them; None is as they are.
         self._pull_codec = pull_codec(job.wire)
         self.decoder = None if job.wire.push == "full" else Decoder(job, layout, self.chunk)
@@ -126,12 +129,13 @@ class Store:
 
     def go_back(self, job: Job, version: int, theta: Array, optimizer_state: Mapping[str, Array]) -> None:
         """Make θ what it was at `version`, by copies of θ and of its optimizer state; forget what is not applied."""
+        self._take_back_lent()
         self._segment.sequence[0] += 1
         np.copyto(self.theta, theta)
         self._segment.sequence[0] += 1
         for name, array in self.optimizer_state.items():
             np.copyto(array, optimizer_state[name])
-        self.version, self._encoded = version, None
+        self.version = version
         self.restage(job)
 
     def cut(self, vector: Array) -> list[Array]:
@@ -191,6 +195,7 @@ class Store:
         asking, self._asking = self._asking, None
         if asking is None or answer is None:
             asking = self._begin(version, step, contributions)
+        self._take_back_lent()
         self.is_whole = False
         self._segment.sequence[0] += 1
         try:
@@ -200,7 +205,6 @@ class Store:
             self._segment.sequence[0] += 1
         self.is_whole = True
         self.version = version
-        self._encoded = None
         return norm
 
     def was_answered(self) -> None:
@@ -215,7 +219,7 @@ class Store:
             layout.moves = self.moves
         return layout
 
-    def answer(self, message: pb.ServerMessage, is_held: bool) -> list[bytes]:
+    def answer(self, message: pb.ServerMessage, is_held: bool) -> list[Message]:
         """Return the messages that answer a pull: that with the work comes last, behind what its receiver lacks."""
         if is_held:
             return [encode(message)]
@@ -224,9 +228,9 @@ class Store:
             self._encoded = [self._encode(start) for start in range(0, last, self.chunk)]
             self._last = self._coded(last)
         message.work.offset = last
-        return [*self._encoded, encode(message, self._last)]
+        return [*self._encoded, self._lend(message, self._last)]
 
-    def own_of(self, shard: int) -> list[bytes]:
+    def own_of(self, shard: int) -> list[Message]:
         """Return the messages that tell a worker where the shard is in elastic averaging."""
         own = None if self.elastic is None else self.elastic.own(shard)
         if own is None:
@@ -235,9 +239,21 @@ class Store:
         headers = (pb.ServerMessage(own=pb.Own(shard=shard, offset=start)) for start in starts)
         return [encode(header, own[start : start + self.chunk]) for start, header in zip(starts, headers, strict=True)]
 
-    def _encode(self, start: int) -> bytes:
-        header = pb.ServerMessage(work=pb.Work(version=self.version, offset=start))
-        return encode(header, self._coded(start))
+    def _encode(self, start: int) -> Message:
+        return self._lend(pb.ServerMessage(work=pb.Work(version=self.version, offset=start)), self._coded(start))
+
+    def _lend(self, header: pb.ServerMessage, values: Array) -> Message:
+        message = frame(header, values)
+        if isinstance(message, Apart) and self._pull_codec is None:
+            self._lent.add(message)
+        return message
+
+    def _take_back_lent(self) -> None:
+        """Have what is not sent yet stay as it is, before θ changes."""
+        self._encoded = None
+        for message in list(self._lent):
+            message.whole()
+        self._lent.clear()
 
     def _coded(self, start: int) -> Array:
         """Return the chunk of θ that begins at `start` as it travels."""

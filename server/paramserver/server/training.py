@@ -9,12 +9,13 @@ from typing import Any
 
 import grpc
 
+from paramserver.server.doorway import Doorway
 from paramserver.server.following import Follower
 from paramserver.server.session import Session
 from paramserver.server.shell import Shell
 from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import ParamserverError, ProtocolError, status_code
-from paramserver.wire.framing import decode_worker_message, encode
+from paramserver.wire.framing import decode_worker_message, encode, whole
 from paramserver.wire.pipes import open_pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -28,8 +29,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Training"].full_name
 class TrainingService:
     """Joins workers and carries their messages to the shell and its answers back."""
 
-    def __init__(self, shell: Shell | Follower) -> None:
+    def __init__(self, shell: Shell | Follower, doorway: Doorway | None = None) -> None:
         self._shell = shell
+        self._doorway = doorway
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handler to register; messages stay bytes, see `wire.framing`."""
@@ -38,15 +40,19 @@ class TrainingService:
         )
 
     async def _train(self, _requests: Any, context: Context) -> None:
+        ticket = b"" if self._doorway is None else self._doorway.issue()
         try:
-            session = await self._join(context)
+            session = await self._join(context, ticket)
             if session is None:
                 return
-            await self._serve(session, context)
+            await self._serve(session, context, ticket)
         except ParamserverError as error:
             await context.abort(status_code(error), str(error))
+        finally:
+            if self._doorway is not None:
+                self._doorway.revoke(ticket)
 
-    async def _join(self, context: Context) -> Session | None:
+    async def _join(self, context: Context, ticket: bytes) -> Session | None:
         data = await context.read()
         if data is grpc.aio.EOF:
             return None
@@ -64,10 +70,12 @@ class TrainingService:
         if self._shell.probe is not None:
             welcome.probe.pid, welcome.probe.descriptor = os.getpid(), self._shell.probe.descriptor
             welcome.takes_pipes = True
+        if self._doorway is not None:
+            welcome.port, welcome.ticket = self._doorway.port, ticket
         session.send(encode(pb.ServerMessage(welcome=welcome)))
         return session
 
-    async def _serve(self, session: Session, context: Context) -> None:
+    async def _serve(self, session: Session, context: Context, ticket: bytes) -> None:
         """Read until the worker goes; a second task writes, so that neither direction waits for the other."""
         writer = asyncio.create_task(_write(session, context))
         writer.add_done_callback(_retrieve)
@@ -83,30 +91,37 @@ class TrainingService:
                 if kind == "leave":
                     reason = _why(message.leave)
                     break
-                self._shell.take(session, message, payload)
-                if kind == "share" and message.share.HasField("pipes"):
-                    left = self._move(session, message.share.pipes)
+                if kind == "move":
+                    left = await self._move(session, message.move, ticket)
                     if left is not None:
                         reason = await _first(left, context) or reason
                         break
+                    continue
+                self._shell.take(session, message, payload)
         finally:
             self._shell.leave(session, reason)
             writer.cancel()
             session.end()
 
-    def _move(self, session: Session, offered: pb.Pipes) -> asyncio.Future[str] | None:
-        """Go on through pipes if they can be opened; the future is why the worker left, or what it did wrong."""
-        pipes: tuple[int, int] | None = None
-        if session.shares_memory:
-            with contextlib.suppress(ProtocolError):
-                pipes = open_pipes(offered.pid, offered.up, offered.down)
-        session.shares_memory = pipes is not None
-        session.send(encode(pb.ServerMessage(shared=pb.Shared(pipes=pipes is not None))))
-        if pipes is None:
+    async def _move(self, session: Session, move: pb.Move, ticket: bytes) -> asyncio.Future[str] | None:
+        """Go on where the worker would, if that can be opened; the future is why it left, or what went wrong."""
+        descriptors = None
+        if move.HasField("pipes"):
+            if session.shares_memory:
+                with contextlib.suppress(ProtocolError):
+                    descriptors = open_pipes(move.pipes.pid, move.pipes.up, move.pipes.down)
+            session.shares_memory = descriptors is not None
+        elif self._doorway is not None:
+            connection = await self._doorway.admit(ticket)
+            if connection is not None:
+                descriptor = connection.detach()
+                descriptors = descriptor, descriptor
+        session.send(encode(pb.ServerMessage(moved=pb.Moved(done=descriptors is not None))))
+        if descriptors is None:
             return None
         left: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        def take(data: bytes) -> None:
+        def take(data: bytes | memoryview) -> None:
             if left.done():
                 return
             try:
@@ -118,7 +133,11 @@ class TrainingService:
             except Exception as error:
                 left.set_exception(error)
 
-        session.move(*pipes, take, left.set_exception)
+        def fail(error: ParamserverError) -> None:
+            if not left.done():
+                left.set_exception(error)
+
+        session.move(*descriptors, take, fail)
         return left
 
 
@@ -134,7 +153,7 @@ async def _first(left: asyncio.Future[str], context: Context) -> str | None:
         if left.done():
             return left.result()
         if reading.result() is not grpc.aio.EOF:
-            raise ProtocolError("a message came on the stream after the worker had gone over to pipes")
+            raise ProtocolError("a message came on the stream after the worker had gone another way")
         return None
     finally:
         reading.cancel()
@@ -153,7 +172,7 @@ async def _write_answer(session: Session, context: Context) -> bool:
     if answer is None:
         return False
     for message in answer:
-        await context.write(message)
+        await context.write(whole(message))
     return True
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from paramserver.wire import sharing
 from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import PeerGone, ProtocolError
+from paramserver.wire.framing import frame
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import PROBE_BYTES, Segment
@@ -143,9 +144,11 @@ class Partition:
         if push.shared:
             await self.stream.send(message)
             return
+        messages = []
         for start, piece in pieces:
             message.push.offset = start
-            await self.stream.send(message, piece)
+            messages.append(frame(message, piece))
+        await self.stream.send_all(messages)
 
 
 class Partitions:
@@ -200,6 +203,11 @@ class Partitions:
         """Prove it to all of them."""
         for other, proof in zip(self._others, proofs, strict=True):
             await other.stream.share(proof, other.welcome.takes_pipes)
+
+    async def connect(self) -> None:
+        """Have messages of all go beside gRPC, where they can."""
+        offers = ((other.stream, other.welcome) for other in self._others if other.welcome.port)
+        await asyncio.gather(*(stream.connect(welcome.port, welcome.ticket) for stream, welcome in offers))
 
     def start_job(self, job_id: str) -> None:
         """Forget what belonged to an earlier job."""

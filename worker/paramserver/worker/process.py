@@ -78,7 +78,7 @@ async def _work_and_reconnect(addresses: Sequence[str], trainer: Trainer, patien
                 if isinstance(cause, ProtocolError):
                     raise cause from None
                 reason, taken = str(cause), cause if isinstance(cause, Busy) else None
-            except PeerGone as error:
+            except (PeerGone, Unreachable) as error:
                 reason = str(error)
             except asyncio.CancelledError:
                 await _leave(stream)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from paramserver.wire.errors import ProtocolError
-from paramserver.wire.framing import decode_server_message, encode
+from paramserver.wire.connection import connect
+from paramserver.wire.errors import ParamserverError
+from paramserver.wire.framing import Message, decode_server_message, frame, whole
 from paramserver.wire.layout import Array
-from paramserver.wire.pipes import PipePair, Pipes
+from paramserver.wire.line import Line
+from paramserver.wire.pipes import PipePair
 from paramserver.wire.v1 import paramserver_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 METHOD = f"/{pb.DESCRIPTOR.services_by_name['Training'].full_name}/Train"
 
@@ -42,14 +49,16 @@ class Stream:
         #: Loop time of the last message sent.
         self.last_sent = 0.0
         #: Where messages go in place of the stream.
-        self._pipes: Pipes | None = None
-        #: What has come and was not received yet, with pipes or on the way to them.
-        self._arrived: deque[bytes] = deque()
-        #: With pipes: the end of the stream, …
+        self._line: Line | None = None
+        #: What has come and was not received yet, by the line or on the way to it.
+        self._arrived: deque[bytes | memoryview] = deque()
+        #: With a line: the end of the stream, …
         self._ending: asyncio.Future[Any] | None = None
-        #: … and what waits for a message, or for room in the pipe.
+        #: … what is wrong with what comes, …
+        self._fault: ParamserverError | None = None
+        #: … and what waits for a message, or for all to be sent.
         self._waiting: asyncio.Future[None] | None = None
-        self._room = asyncio.Event()
+        self._drained = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -57,8 +66,8 @@ class Stream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pipes is not None:
-            self._pipes.close()
+        if self._line is not None:
+            self._line.close()
         if self._ending is not None:
             self._ending.cancel()
         self._call.cancel()
@@ -70,16 +79,24 @@ class Stream:
         Raises:
             grpc.RpcError: if the stream is broken or at its end.
         """
-        data = encode(message, payload)
-        if self._pipes is not None:
-            await self._send_by_pipe(self._pipes, data)
-            return
-        async with self._writing:
-            try:
-                await self._call.write(data)
-            except asyncio.InvalidStateError:
-                # What gRPC says of a stream that was found broken by somebody else.
-                raise await self._failure() from None
+        await self.send_all([frame(message, payload)])
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        """Send messages one after the other; when this returns, nobody looks at their tensors any more.
+
+        Raises:
+            grpc.RpcError: if the stream is broken or at its end.
+        """
+        if self._line is not None:
+            await self._send_by_line(self._line, messages)
+        else:
+            async with self._writing:
+                try:
+                    for message in messages:
+                        await self._call.write(whole(message))
+                except asyncio.InvalidStateError:
+                    # What gRPC says of a stream that was found broken by somebody else.
+                    raise await self._failure() from None
         self.last_sent = asyncio.get_running_loop().time()
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
@@ -97,33 +114,58 @@ class Stream:
         Raises:
             grpc.RpcError: if the stream is broken or at its end.
         """
-        share = pb.Share(proof=proof)
+        await self.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
         if not takes_pipes:
-            await self.send(pb.WorkerMessage(share=share))
             return
         pair = PipePair()
-        share.pipes.pid, share.pipes.up, share.pipes.down = os.getpid(), pair.up, pair.down
+        pipes = pb.Pipes(pid=os.getpid(), up=pair.up, down=pair.down)
         try:
-            await self.send(pb.WorkerMessage(share=share))
-            while (data := await self._call.read()) is not grpc.aio.EOF:
-                message, _ = decode_server_message(data)
-                if message.HasField("shared"):
-                    break
-                self._arrived.append(data)
-            else:
-                raise await self._failure()
+            moved = await self._move(pb.Move(pipes=pipes))
         except BaseException:
             pair.close()
             raise
-        if not message.shared.pipes:
+        if moved:
+            self._go_on(*pair.take())
+        else:
             pair.close()
+
+    async def connect(self, port: int, ticket: bytes) -> None:
+        """Go over to a connection to a port of the server's host; where none can be had, all stays as it is.
+
+        Raises:
+            grpc.RpcError: if the stream is broken or at its end.
+        """
+        host, colon, _ = self.address.rpartition(":")
+        if not colon or self.address.startswith("unix:"):
             return
-        # Nothing else comes on the stream.
+        try:
+            connection = await connect(host.removeprefix("[").removesuffix("]"), port, ticket)
+        except (OSError, TimeoutError) as error:
+            why = str(error) or "nobody answers"
+            log.info("port %d of %s cannot be reached (%s): messages go through gRPC", port, host, why)
+            return
+        with contextlib.closing(connection):
+            if await self._move(pb.Move(connection=True)):
+                descriptor = connection.detach()
+                self._go_on(descriptor, descriptor)
+
+    async def _move(self, move: pb.Move) -> bool:
+        """Ask the server to go another way, and return whether it does; what comes before the answer has arrived."""
+        await self.send(pb.WorkerMessage(move=move))
+        while (data := await self._call.read()) is not grpc.aio.EOF:
+            message, _ = decode_server_message(data)
+            if message.HasField("moved"):
+                return bool(message.moved.done)
+            self._arrived.append(data)
+        raise await self._failure()
+
+    def _go_on(self, reading: int, writing: int) -> None:
+        """Have messages go through these descriptors; nothing else comes on the stream but its end."""
         ending = self._ending = asyncio.ensure_future(self._call.read())
         ending.add_done_callback(self._end)
-        self._pipes = Pipes(*pair.take(), self._take, self._room.set, self._fail)
+        self._line = Line(reading, writing, self._take, self._drained.set, self._fail)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes | memoryview) -> None:
         self._arrived.append(data)
         self._wake()
 
@@ -131,41 +173,45 @@ class Stream:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
-    def _fail(self, error: ProtocolError) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(error)
+    def _fail(self, error: ParamserverError) -> None:
+        self._fault = error
+        self._wake()
+        self._drained.set()
 
     def _end(self, ending: asyncio.Future[Any]) -> None:
         if not ending.cancelled():
             ending.exception()
         self._wake()
-        self._room.set()
+        self._drained.set()
 
     async def _next(self) -> Any:
         """Wait for the next message, wherever it comes; EOF at the end of the stream."""
-        if self._pipes is None or self._ending is None:
+        if self._line is None or self._ending is None:
             return await self._call.read()
         while not self._arrived:
             if self._ending.done():
-                # What was said before the end may still be in the pipe.
-                self._pipes.read()
+                # What was said before the end may still be on its way.
+                self._line.read()
                 if not self._arrived:
                     return self._ending.result()
+            elif self._fault is not None:
+                raise self._fault
             else:
                 self._waiting = asyncio.get_running_loop().create_future()
                 await self._waiting
         return self._arrived.popleft()
 
-    async def _send_by_pipe(self, pipes: Pipes, data: bytes) -> None:
+    async def _send_by_line(self, line: Line, messages: Sequence[Message]) -> None:
         assert self._ending is not None
-        pipes.outbox.append((data,))
-        pipes.flush()
-        while not pipes.is_drained and not self._ending.done():
-            self._room.clear()
-            await self._room.wait()
+        line.outbox.append(messages)
+        line.flush()
+        while not line.is_drained and not self._ending.done() and self._fault is None:
+            self._drained.clear()
+            await self._drained.wait()
         if self._ending.done():
             raise await self._failure()
-        self.last_sent = asyncio.get_running_loop().time()
+        if self._fault is not None:
+            raise self._fault
 
     async def _failure(self) -> grpc.aio.AioRpcError:
         code, details = await self._call.code(), await self._call.details()

@@ -22,7 +22,8 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from paramserver.wire.codecs import chunk_elements
-from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError
+from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError, Unreachable
+from paramserver.wire.framing import frame
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
 from paramserver.wire.memory import give_back
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 
 #: How tensors may travel.
-TRANSPORTS = ("auto", "shm", "stream")
+TRANSPORTS = ("auto", "shm", "stream", "grpc")
 
 #: A step that took longer than this runs beside the event loop, so that heartbeats go on; a shorter one runs in it,
 #: which saves two thread switches.
@@ -96,7 +97,8 @@ class Trainer:
 
     `compute` replaces the task's own gradient, for a worker with a loop of its own; `on_end` is called whenever a job
     has ended. `transport` is one of `TRANSPORTS`: `auto` shares memory with a server on this machine and else sends
-    tensors in messages, `stream` always does the latter, and `shm` gives up where memory cannot be shared.
+    tensors in messages, `stream` always does the latter, and `shm` gives up where memory cannot be shared. Messages go
+    through a connection beside gRPC's where that can be had; with `grpc` they do not.
     """
 
     def __init__(
@@ -166,18 +168,23 @@ class Trainer:
         finally:
             heartbeat.cancel()
 
-    async def _offer_to_share(self, stream: Stream, welcome: pb.Welcome) -> None:
-        """Prove to the server that this process sees its memory, if it does."""
-        if self._transport == "stream":
+    async def _choose_way(self, stream: Stream, welcome: pb.Welcome) -> None:
+        """Share memory with the servers if this process sees theirs, else have messages go beside gRPC, if they can."""
+        if self._transport == "grpc":
             return
-        try:
-            proof, proofs = prove(welcome, stream.address), self._partitions.proofs()
-        except ProtocolError as reason:
-            if self._transport == "shm":
-                raise ProtocolError(f"transport shm is impossible: {reason}; auto would take the stream") from None
-            return
-        await self._partitions.share(proofs)
-        await stream.share(proof, welcome.takes_pipes)
+        if self._transport != "stream":
+            try:
+                proof, proofs = prove(welcome, stream.address), self._partitions.proofs()
+            except ProtocolError as reason:
+                if self._transport == "shm":
+                    raise ProtocolError(f"transport shm is impossible: {reason}; auto would take the stream") from None
+            else:
+                await self._partitions.share(proofs)
+                await stream.share(proof, welcome.takes_pipes)
+                return
+        await self._partitions.connect()
+        if welcome.port:
+            await stream.connect(welcome.port, welcome.ticket)
 
     async def _beside_the_loop(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         call = partial(function, *arguments, **named)
@@ -191,7 +198,7 @@ class Trainer:
                 self._partitions.check(message.welcome, stream.address)
                 self.joined = True
                 self._chunk_bytes = message.welcome.chunk_bytes
-                await self._offer_to_share(stream, message.welcome)
+                await self._choose_way(stream, message.welcome)
                 log.info("joined %s as %s", stream.address, self._identity.name)
             case "job":
                 self._start(message.job)
@@ -314,6 +321,8 @@ class Trainer:
         except WorkGivenUp as given_up:
             if given_up.asks_again:
                 await stream.send(pb.WorkerMessage(pull=pb.PullWork(held=work.version)))
+        except Unreachable:
+            raise
         except ParamserverError as error:
             log.error("%s", error)
             await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
@@ -404,10 +413,12 @@ class Trainer:
             push.pull = pull
             await stream.send(message)
             return
+        messages = []
         for start, piece in pieces:
             push.offset = start
             push.pull = pull and start == pieces[-1][0]
-            await stream.send(message, piece)
+            messages.append(frame(message, piece))
+        await stream.send_all(messages)
 
     def _pieces(self, flat: Array, push: pb.Push) -> list[list[tuple[int, Array]]]:
         """Return for every server what travels to it of a contribution: nothing if it is shared."""

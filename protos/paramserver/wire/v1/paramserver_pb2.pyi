@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "pushes", "pull_rows", "push_rows", "filler", "payload")
+    __slots__ = ("join", "pull", "survey", "initial", "push", "heartbeat", "leave", "failure", "share", "slot", "pushes", "pull_rows", "push_rows", "move", "filler", "payload")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PULL_FIELD_NUMBER: _ClassVar[int]
     SURVEY_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class WorkerMessage(_message.Message):
     PUSHES_FIELD_NUMBER: _ClassVar[int]
     PULL_ROWS_FIELD_NUMBER: _ClassVar[int]
     PUSH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     FILLER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     join: Join
@@ -36,12 +37,13 @@ class WorkerMessage(_message.Message):
     pushes: Pushes
     pull_rows: PullRows
     push_rows: PushRows
+    move: Move
     filler: bytes
     payload: bytes
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., pull_rows: _Optional[_Union[PullRows, _Mapping]] = ..., push_rows: _Optional[_Union[PushRows, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., pull_rows: _Optional[_Union[PullRows, _Mapping]] = ..., push_rows: _Optional[_Union[PushRows, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "shared", "filler", "payload")
+    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "moved", "filler", "payload")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     CENSUS_FIELD_NUMBER: _ClassVar[int]
@@ -51,7 +53,7 @@ class ServerMessage(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
-    SHARED_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     FILLER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
@@ -63,10 +65,10 @@ class ServerMessage(_message.Message):
     ended: JobEnded
     rows: Rows
     own: Own
-    shared: Shared
+    moved: Moved
     filler: bytes
     payload: bytes
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., shared: _Optional[_Union[Shared, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "instance", "partition", "partitions")
@@ -91,18 +93,22 @@ class Join(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ..., instance: _Optional[int] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "chunk_bytes", "probe", "takes_pipes", "cluster")
+    __slots__ = ("protocol", "chunk_bytes", "probe", "takes_pipes", "port", "ticket", "cluster")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     TAKES_PIPES_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     chunk_bytes: int
     probe: SharedMemory
     takes_pipes: bool
+    port: int
+    ticket: bytes
     cluster: bytes
-    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., probe: _Optional[_Union[SharedMemory, _Mapping]] = ..., takes_pipes: bool = ..., cluster: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., probe: _Optional[_Union[SharedMemory, _Mapping]] = ..., takes_pipes: bool = ..., port: _Optional[int] = ..., ticket: _Optional[bytes] = ..., cluster: _Optional[bytes] = ...) -> None: ...
 
 class SharedMemory(_message.Message):
     __slots__ = ("pid", "descriptor")
@@ -113,12 +119,18 @@ class SharedMemory(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., descriptor: _Optional[int] = ...) -> None: ...
 
 class Share(_message.Message):
-    __slots__ = ("proof", "pipes")
+    __slots__ = ("proof",)
     PROOF_FIELD_NUMBER: _ClassVar[int]
-    PIPES_FIELD_NUMBER: _ClassVar[int]
     proof: bytes
+    def __init__(self, proof: _Optional[bytes] = ...) -> None: ...
+
+class Move(_message.Message):
+    __slots__ = ("pipes", "connection")
+    PIPES_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_FIELD_NUMBER: _ClassVar[int]
     pipes: Pipes
-    def __init__(self, proof: _Optional[bytes] = ..., pipes: _Optional[_Union[Pipes, _Mapping]] = ...) -> None: ...
+    connection: bool
+    def __init__(self, pipes: _Optional[_Union[Pipes, _Mapping]] = ..., connection: bool = ...) -> None: ...
 
 class Pipes(_message.Message):
     __slots__ = ("pid", "up", "down")
@@ -130,11 +142,11 @@ class Pipes(_message.Message):
     down: int
     def __init__(self, pid: _Optional[int] = ..., up: _Optional[int] = ..., down: _Optional[int] = ...) -> None: ...
 
-class Shared(_message.Message):
-    __slots__ = ("pipes",)
-    PIPES_FIELD_NUMBER: _ClassVar[int]
-    pipes: bool
-    def __init__(self, pipes: bool = ...) -> None: ...
+class Moved(_message.Message):
+    __slots__ = ("done",)
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    done: bool
+    def __init__(self, done: bool = ...) -> None: ...
 
 class Slot(_message.Message):
     __slots__ = ("shard", "memory")

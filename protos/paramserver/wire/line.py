@@ -1,0 +1,199 @@
+"""Messages through descriptors beside the gRPC stream: a pair of pipes, or one TCP connection.
+
+A message through gRPC costs several hand-overs between threads, and its tensor several copies. Here it costs system
+calls alone: tensors are sent from where they are, and received where they stay. Each message stands behind its length,
+4 bytes, little-endian.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from paramserver.wire.errors import ParamserverError, ProtocolError, Unreachable
+from paramserver.wire.framing import Apart, Message
+
+#: No message is longer, as on the stream.
+MAX_BYTES = 16 << 20
+
+_LENGTH_BYTES = 4
+
+#: Longer messages are received where they stay, shorter ones many at once.
+_LARGE = 1 << 15
+
+#: Bytes that are read and written before others have their turn.
+_TURN = 1 << 20
+
+#: Messages that are written at once; a system call takes up to 1024 buffers.
+_BATCH = 64
+
+#: How long the stream has to tell why it ends when what is beside it has ended.
+GRACE_S = 2.0
+
+
+class Line:
+    """A way for messages in the running event loop; owns its descriptors, which may be one and the same.
+
+    `take` gets every message that comes; `drained` is called whenever all that was to be sent is sent, and `fail` when
+    what comes is no message, or the other end is gone while the stream beside goes on. After that nothing more comes.
+    """
+
+    def __init__(
+        self,
+        reading: int,
+        writing: int,
+        take: Callable[[bytes | memoryview], None],
+        drained: Callable[[], None],
+        fail: Callable[[ParamserverError], None],
+    ) -> None:
+        self._reading, self._writing = reading, writing
+        self._take, self._drained, self._fail = take, drained, fail
+        self._loop = asyncio.get_running_loop()
+        #: Answers of one or more messages that have yet to be sent; whoever adds one calls `flush`.
+        self.outbox: deque[Sequence[Message]] = deque()
+        #: What is left of an answer of which a part may be sent, and how many bytes of its first message are.
+        self._unsent: deque[Message] = deque()
+        self._sent = 0
+        self._is_full = False
+        #: Where what comes is read to, and how much of it has been.
+        self._arrived = memoryview(bytearray(_LENGTH_BYTES + _LARGE))
+        self._count = 0
+        #: A large message of which a part has come.
+        self._large: memoryview | None = None
+        #: Nothing is read any more.
+        self._is_over = False
+        self._breaking: asyncio.TimerHandle | None = None
+        self.closed = False
+        self._loop.add_reader(reading, self.read)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all is sent."""
+        return not self.outbox and not self._unsent
+
+    def flush(self) -> None:
+        """Send what the other end takes now, and the rest when it takes more."""
+        if self._is_full or self.closed:
+            return
+        try:
+            while self._unsent or self.outbox:
+                if not self._unsent:
+                    self._unsent.extend(self.outbox.popleft())
+                self._take_off(os.writev(self._writing, list(self._buffers())))
+        except BlockingIOError:
+            self._is_full = True
+            self._loop.add_writer(self._writing, self._on_room)
+            return
+        except OSError:
+            # Nobody reads any more.
+            self.outbox.clear()
+            self._unsent.clear()
+            self._break()
+        self._drained()
+
+    def _buffers(self) -> Iterator[bytes | memoryview]:
+        """Yield what is to be sent next, behind what is sent already."""
+        skipped, size = self._sent, 0
+        for message in islice(self._unsent, _BATCH):
+            for part in _parts(message):
+                if skipped >= len(part):
+                    skipped -= len(part)
+                    continue
+                yield memoryview(part)[skipped:] if skipped else part
+                size += len(part) - skipped
+                skipped = 0
+            if size >= _TURN:
+                return
+
+    def _take_off(self, count: int) -> None:
+        self._sent += count
+        while self._unsent and self._sent >= _LENGTH_BYTES + len(self._unsent[0]):
+            self._sent -= _LENGTH_BYTES + len(self._unsent.popleft())
+
+    def read(self) -> None:
+        """Take what has come, which happens by itself too."""
+        taken = 0
+        while taken < _TURN and not self._is_over:
+            room = self._arrived if self._large is None else self._large
+            try:
+                count = os.readv(self._reading, [room[self._count :]])
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            if not count:
+                self._break()
+                return
+            taken += count
+            self._count += count
+            if self._large is None:
+                self._cut()
+            elif self._count == len(self._large):
+                message, self._large, self._count = self._large, None, 0
+                self._take(message)
+
+    def _cut(self) -> None:
+        """Take the messages that are whole, and remember the beginning of the last."""
+        start = 0
+        while self._count - start >= _LENGTH_BYTES:
+            begin = start + _LENGTH_BYTES
+            length = int.from_bytes(self._arrived[start:begin], "little")
+            if length > MAX_BYTES:
+                self._stop()
+                self._fail(ProtocolError(f"a message of {length} bytes came, allowed are {MAX_BYTES}"))
+                return
+            if begin + length > self._count:
+                if length > _LARGE:
+                    self._large = np.empty(length, np.uint8).data
+                    self._count -= begin
+                    self._large[: self._count] = self._arrived[begin : begin + self._count]
+                    return
+                break
+            start = begin + length
+            self._take(bytes(self._arrived[begin:start]))
+            if self._is_over:
+                return
+        self._count -= start
+        if start and self._count:
+            self._arrived[: self._count] = bytes(self._arrived[start : start + self._count])
+
+    def _break(self) -> None:
+        """Nothing more will come; if the stream beside does not say why, it has to be told."""
+        self._stop()
+        if self._breaking is None:
+            error = Unreachable("the connection beside the stream broke")
+            self._breaking = self._loop.call_later(GRACE_S, self._fail, error)
+
+    def _stop(self) -> None:
+        self._is_over = True
+        self._loop.remove_reader(self._reading)
+
+    def close(self) -> None:
+        """Give up the descriptors; what was not sent is not."""
+        if self.closed:
+            return
+        self.closed = True
+        self._stop()
+        if self._breaking is not None:
+            self._breaking.cancel()
+        self._loop.remove_writer(self._writing)
+        for descriptor in {self._reading, self._writing}:
+            os.close(descriptor)
+
+    def _on_room(self) -> None:
+        self._loop.remove_writer(self._writing)
+        self._is_full = False
+        self.flush()
+
+
+def _parts(message: Message) -> tuple[bytes | memoryview, ...]:
+    """Return what is sent of a message, its length in front."""
+    length = len(message).to_bytes(_LENGTH_BYTES, "little")
+    if isinstance(message, Apart):
+        return length + message.head, message.payload
+    return (length + message,) if len(message) <= _LARGE else (length, message)

@@ -1,0 +1,162 @@
+"""A line brings every message, whole and in order, through pipes and sockets, and leaves no descriptor behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from paramserver.wire.errors import ParamserverError, Unreachable
+from paramserver.wire.framing import Apart, Message, decode_worker_message, frame
+from paramserver.wire.line import GRACE_S, MAX_BYTES, Line
+from paramserver.wire.v1 import paramserver_pb2 as pb
+
+
+class End:
+    """One end of a line: keeps what comes."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self.came: list[bytes] = []
+        self.errors: list[ParamserverError] = []
+        self.news = asyncio.Event()
+        self.line = Line(reading, writing, self._take, lambda: None, self._fail)
+
+    def _take(self, data: bytes | memoryview) -> None:
+        self.came.append(bytes(data))
+        self.news.set()
+
+    def _fail(self, error: ParamserverError) -> None:
+        self.errors.append(error)
+        self.news.set()
+
+    def send(self, *messages: Message) -> None:
+        self.line.outbox.append(messages)
+        self.line.flush()
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.came) < count and not self.errors:
+                self.news.clear()
+                await self.news.wait()
+
+
+def by_pipes() -> tuple[End, End]:
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    (up, up_end), (down, down_end) = os.pipe2(flags), os.pipe2(flags)
+    return End(down, up_end), End(up, down_end)
+
+
+def by_socket() -> tuple[End, End]:
+    pair = socket.socketpair()
+    for each in pair:
+        each.setblocking(False)
+    worker, server = (each.detach() for each in pair)
+    return End(worker, worker), End(server, server)
+
+
+ways = pytest.mark.parametrize("ends", [by_pipes, by_socket])
+Ends = Callable[[], tuple[End, End]]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@ways
+def test_messages_of_any_size_come_whole_and_in_order_both_ways(ends: Ends) -> None:
+    up = [b"", b"a", os.urandom(100), os.urandom(3 << 20), b"z" * 5, os.urandom(70_000), b""]
+    up += [os.urandom(n) for n in (32_764, 32_765, 32_768, 32_769, 32_772, 1)] + [b"s" * 20] * 3_000
+    down = [os.urandom(n) for n in range(0, 3_000_000, 299_999)]
+
+    async def talk() -> None:
+        worker, server = ends()
+        for message in up:
+            worker.send(message)
+        server.send(*down)
+        assert not server.line.is_drained, "more than is taken at once"
+        await asyncio.gather(worker.until(len(down)), server.until(len(up)))
+        assert (server.came, worker.came) == (up, down)
+        assert worker.line.is_drained
+        assert server.line.is_drained
+        for end in (worker, server):
+            end.line.close()
+            end.line.close()
+
+    before = descriptors()
+    asyncio.run(talk())
+    assert descriptors() == before
+
+
+@ways
+def test_a_tensor_apart_is_sent_as_it_was_when_its_owner_had_it_kept(ends: Ends) -> None:
+    async def talk() -> None:
+        worker, server = ends()
+        values = [np.full(1 << 19, n, np.float32) for n in range(6)]
+        messages = [frame(pb.WorkerMessage(push=pb.Push(step=n)), v) for n, v in enumerate(values)]
+        assert all(isinstance(message, Apart) for message in messages)
+        worker.send(*messages)
+        assert not worker.line.is_drained
+        # Some are sent, one is in part; the owner changes all of them.
+        for message, value in zip(messages, values, strict=True):
+            assert isinstance(message, Apart)
+            message.whole()
+            value[:] = -1.0
+        await server.until(6)
+        for n, data in enumerate(server.came):
+            header, payload = decode_worker_message(data)
+            assert header.push.step == n
+            assert (np.frombuffer(payload, np.float32) == n).all()
+        for end in (worker, server):
+            end.line.close()
+
+    asyncio.run(talk())
+
+
+@ways
+def test_what_is_no_message_is_told_once_and_nothing_comes_after_it(ends: Ends) -> None:
+    async def talk() -> None:
+        worker, server = ends()
+        worker.send(b"fine")
+        os.write(worker.line._writing, (MAX_BYTES + 1).to_bytes(4, "little"))
+        worker.send(b"not any more")
+        await server.until(2)
+        assert server.came == [b"fine"]
+        assert [str(error) for error in server.errors] == [
+            f"a message of {MAX_BYTES + 1} bytes came, allowed are {MAX_BYTES}"
+        ]
+        worker.line.close()
+        # Nobody reads, and nobody minds.
+        server.send(b"x" * 10)
+        assert server.line.is_drained
+        server.line.close()
+
+    asyncio.run(talk())
+
+
+def test_an_end_that_is_gone_is_told_if_nothing_else_tells_of_it() -> None:
+    async def talk() -> None:
+        worker, server = by_socket()
+        worker.line.close()
+        started = asyncio.get_running_loop().time()
+        await server.until(1)
+        assert asyncio.get_running_loop().time() - started >= GRACE_S - 0.1
+        assert isinstance(server.errors[0], Unreachable)
+        server.line.close()
+
+    asyncio.run(talk())
+
+
+def test_who_closes_in_time_hears_nothing_of_an_end_that_is_gone() -> None:
+    async def talk() -> None:
+        worker, server = by_socket()
+        worker.line.close()
+        server.line.read()
+        server.line.close()
+        assert server.line._breaking is not None
+        assert server.line._breaking.cancelled()
+
+    asyncio.run(talk())
