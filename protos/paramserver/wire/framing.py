@@ -8,7 +8,7 @@ be sent one after the other (no copy). A received tensor is a view of the receiv
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -60,6 +60,17 @@ class Apart:
 Message = bytes | Apart
 
 
+class Placed(NamedTuple):
+    """A message that came in two parts: the header, and the tensor bytes where they are to stay."""
+
+    header: bytes
+    payload: memoryview
+
+
+#: In wire form, as it came.
+Data = bytes | memoryview | Placed
+
+
 def whole(message: Message) -> bytes:
     """Return a message in one piece."""
     return message.whole() if isinstance(message, Apart) else message
@@ -84,19 +95,30 @@ def encode(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = N
     return whole(frame(header, payload))
 
 
-def decode_worker_message(data: bytes | memoryview) -> tuple[WorkerMessage, memoryview]:
+def decode_worker_message(data: Data) -> tuple[WorkerMessage, memoryview]:
     """Read what a worker sent; the payload is a view of `data`."""
     return _decode(data, WorkerMessage)
 
 
-def decode_server_message(data: bytes | memoryview) -> tuple[ServerMessage, memoryview]:
+def decode_server_message(data: Data) -> tuple[ServerMessage, memoryview]:
     """Read what the server sent; the payload is a view of `data`."""
     return _decode(data, ServerMessage)
 
 
-def _decode(data: bytes | memoryview, kind: type[M]) -> tuple[M, memoryview]:
+def find_payload(begun: memoryview, size: int) -> tuple[int, int] | None:
+    """Return where the payload of a message of `size` bytes and the bytes in it begin, if what has come tells."""
     try:
-        start, stop = _find_payload(data)
+        start, stop = _find_payload(begun, size)
+    except (DecodeError, IndexError):
+        return None
+    return None if start is None else (start, stop)
+
+
+def _decode(data: Data, kind: type[M]) -> tuple[M, memoryview]:
+    try:
+        if isinstance(data, Placed):
+            return kind.FromString(data.header), data.payload
+        start, stop = _find_payload(data, len(data))
         if start is not None:
             return kind.FromString(bytes(data[:start])), memoryview(data)[stop:]
         message = kind.FromString(bytes(data))
@@ -107,9 +129,9 @@ def _decode(data: bytes | memoryview, kind: type[M]) -> tuple[M, memoryview]:
     return message, payload
 
 
-def _find_payload(data: bytes | memoryview) -> tuple[int | None, int]:
+def _find_payload(data: bytes | memoryview, size: int) -> tuple[int | None, int]:
     """Return where the payload's tag and its bytes start, if it is the last field as our own writers place it."""
-    position, size = 0, len(data)
+    position = 0
     while position < size:
         tag = data[position]
         # Only one-byte tags of length-delimited fields occur in an envelope; anything else is left to protobuf.

@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 
 from paramserver.wire.errors import ParamserverError, ProtocolError, Unreachable
-from paramserver.wire.framing import Apart, Message
+from paramserver.wire.framing import Apart, Data, Message, Placed
 
 #: No message is longer, as on the stream.
 MAX_BYTES = 16 << 20
@@ -47,7 +47,7 @@ class Line:
         self,
         reading: int,
         writing: int,
-        take: Callable[[bytes | memoryview], None],
+        take: Callable[[Data], None],
         drained: Callable[[], None],
         fail: Callable[[ParamserverError], None],
     ) -> None:
@@ -63,8 +63,10 @@ class Line:
         #: Where what comes is read to, and how much of it has been.
         self._arrived = memoryview(bytearray(_LENGTH_BYTES + _LARGE))
         self._count = 0
-        #: A large message of which a part has come.
-        self._large: memoryview | None = None
+        #: A large message of which a part has come, and where the rest of it goes.
+        self._large: tuple[Data, memoryview] | None = None
+        #: Says where a large message goes, given its beginning and its size; None: wherever there is room.
+        self.place: Callable[[memoryview, int], Placed | None] = lambda _begun, _size: None
         #: Nothing is read any more.
         self._is_over = False
         self._breaking: asyncio.TimerHandle | None = None
@@ -119,7 +121,7 @@ class Line:
         """Take what has come, which happens by itself too."""
         taken = 0
         while taken < _TURN and not self._is_over:
-            room = self._arrived if self._large is None else self._large
+            room = self._arrived if self._large is None else self._large[1]
             try:
                 count = os.readv(self._reading, [room[self._count :]])
             except BlockingIOError:
@@ -133,8 +135,8 @@ class Line:
             self._count += count
             if self._large is None:
                 self._cut()
-            elif self._count == len(self._large):
-                message, self._large, self._count = self._large, None, 0
+            elif self._count == len(room):
+                message, self._large, self._count = self._large[0], None, 0
                 self._take(message)
 
     def _cut(self) -> None:
@@ -149,9 +151,7 @@ class Line:
                 return
             if begin + length > self._count:
                 if length > _LARGE:
-                    self._large = np.empty(length, np.uint8).data
-                    self._count -= begin
-                    self._large[: self._count] = self._arrived[begin : begin + self._count]
+                    self._begin(self._arrived[begin : self._count], length)
                     return
                 break
             start = begin + length
@@ -161,6 +161,19 @@ class Line:
         self._count -= start
         if start and self._count:
             self._arrived[: self._count] = bytes(self._arrived[start : start + self._count])
+
+    def _begin(self, begun: memoryview, length: int) -> None:
+        """Have the rest of a large message come to where it stays."""
+        placed = self.place(begun, length)
+        if placed is None:
+            room = np.empty(length, np.uint8).data
+            self._large = room, room
+        else:
+            room = placed.payload
+            begun = begun[length - len(room) :]
+            self._large = placed, room
+        self._count = len(begun)
+        room[: self._count] = begun
 
     def _break(self) -> None:
         """Nothing more will come; if the stream beside does not say why, it has to be told."""

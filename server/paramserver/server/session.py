@@ -11,7 +11,7 @@ from typing import Protocol
 from paramserver.server.events import Contribution
 from paramserver.server.tables.arriving import Arriving, ArrivingRows
 from paramserver.wire.errors import ParamserverError
-from paramserver.wire.framing import Message
+from paramserver.wire.framing import Data, Message
 from paramserver.wire.layout import Array
 from paramserver.wire.line import Line
 from paramserver.wire.sharing import Draft, Segment
@@ -133,7 +133,7 @@ class Session:
         self,
         reading: int,
         writing: int,
-        take: Callable[[bytes | memoryview], None],
+        take: Callable[[Data], None],
         fail: Callable[[ParamserverError], None],
     ) -> None:
         """Let what is not queued yet go through these descriptors; `take` and `fail` are told what comes there."""

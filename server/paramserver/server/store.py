@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from weakref import WeakSet
+from weakref import ref
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Store:
         self.restage(job)
         self._encoded: list[Message] | None = None
         #: Messages on their way to workers that hold θ itself, to be copied should it change before they are sent.
-        self._lent: WeakSet[Apart] = WeakSet()
+        self._lent: list[ref[Apart]] = []
         #: How θ travels to workers and contributions from them; None is as they are.
         self._pull_codec = pull_codec(job.wire)
         self.decoder = None if job.wire.push == "full" else Decoder(job, layout, self.chunk)
@@ -245,14 +245,16 @@ class Store:
     def _lend(self, header: pb.ServerMessage, values: Array) -> Message:
         message = frame(header, values)
         if isinstance(message, Apart) and self._pull_codec is None:
-            self._lent.add(message)
+            self._lent.append(ref(message))
         return message
 
     def _take_back_lent(self) -> None:
         """Have what is not sent yet stay as it is, before θ changes."""
         self._encoded = None
-        for message in list(self._lent):
-            message.whole()
+        for reference in self._lent:
+            message = reference()
+            if message is not None:
+                message.whole()
         self._lent.clear()
 
     def _coded(self, start: int) -> Array:

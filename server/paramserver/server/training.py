@@ -15,7 +15,7 @@ from paramserver.server.session import Session
 from paramserver.server.shell import Shell
 from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import ParamserverError, ProtocolError, status_code
-from paramserver.wire.framing import decode_worker_message, encode, whole
+from paramserver.wire.framing import Data, decode_worker_message, encode, whole
 from paramserver.wire.pipes import open_pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -121,7 +121,7 @@ class TrainingService:
             return None
         left: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        def take(data: bytes | memoryview) -> None:
+        def take(data: Data) -> None:
             if left.done():
                 return
             try:

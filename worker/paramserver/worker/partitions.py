@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,8 @@ class Partition:
         pull.job_id = self._job_id
         if self._held is not None:
             pull.held = self._held
+        if codec is None and self._memory is None:
+            self.stream.place = partial(place, out)
         await self.stream.send(pb.WorkerMessage(pull=pull))
         while (received := await self.stream.receive()) is not None:
             message, payload = received
@@ -91,6 +94,7 @@ class Partition:
                     if payload.nbytes:
                         finite = read_into(out, work.offset, payload, codec) and finite
                     if work.last:
+                        self.stream.place = None
                         if self._memory is not None:
                             self._show(self._memory, part, out, mosaic)
                         else:
@@ -307,12 +311,22 @@ def read_into(out: Array, offset: int, payload: memoryview, codec: Codec | None)
     """
     if codec is None:
         values = read_values(payload, out.dtype, offset, out.size)
-        out[offset : offset + values.size] = values
+        there = out[offset : offset + values.size]
+        # What has come to where it belongs is there already.
+        if not np.may_share_memory(there, values):
+            there[:] = values
         return True
     count = payload.nbytes // codec.nbytes(1)
     if count == 0 or offset + count > out.size or payload.nbytes != codec.nbytes(count):
         raise ProtocolError(f"a chunk of {payload.nbytes} bytes of θ at offset {offset} does not fit")
     return codec.decode(payload, out[offset : offset + count])
+
+
+def place(out: Array, offset: int, nbytes: int) -> memoryview | None:
+    """Return the bytes of a vector where a chunk of it belongs, or None if it does not fit."""
+    start = offset * out.itemsize
+    fits = nbytes % out.itemsize == 0 and start + nbytes <= out.nbytes
+    return out.view(np.uint8).data[start : start + nbytes] if fits else None
 
 
 def in_chunks(flat: Array, chunk_bytes: int) -> list[tuple[int, Array]]:

@@ -15,7 +15,7 @@ from paramserver.wire.layout import Array, Layout
 from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
-from paramserver.worker.partitions import Partitions, read_into
+from paramserver.worker.partitions import Partitions, place, read_into
 
 
 class Replica:
@@ -53,6 +53,10 @@ class Replica:
         readonly = flat.view()
         readonly.flags.writeable = False
         self.views = layout.views(readonly)
+
+    def place(self, offset: int, nbytes: int) -> memoryview | None:
+        """Return where such parameters of a message belong, if they may come there before they are taken."""
+        return None if self.shares_memory or self._codec is not None else place(self._own, offset, nbytes)
 
     def take(self, offset: int, payload: memoryview) -> None:
         """Take parameters that came in a message."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ import grpc
 
 from paramserver.wire.connection import connect
 from paramserver.wire.errors import ParamserverError
-from paramserver.wire.framing import Message, decode_server_message, frame, whole
+from paramserver.wire.framing import Data, Message, Placed, decode_server_message, find_payload, frame, whole
 from paramserver.wire.layout import Array
 from paramserver.wire.line import Line
 from paramserver.wire.pipes import PipePair
@@ -50,8 +50,11 @@ class Stream:
         self.last_sent = 0.0
         #: Where messages go in place of the stream.
         self._line: Line | None = None
+        #: Says where parameters go that come now, by their offset and size in bytes, so that they need not be copied;
+        #: None: not known, or somebody may be reading there.
+        self.place: Callable[[int, int], memoryview | None] | None = None
         #: What has come and was not received yet, by the line or on the way to it.
-        self._arrived: deque[bytes | memoryview] = deque()
+        self._arrived: deque[Data] = deque()
         #: With a line: the end of the stream, …
         self._ending: asyncio.Future[Any] | None = None
         #: … what is wrong with what comes, …
@@ -164,8 +167,20 @@ class Stream:
         ending = self._ending = asyncio.ensure_future(self._call.read())
         ending.add_done_callback(self._end)
         self._line = Line(reading, writing, self._take, self._drained.set, self._fail)
+        self._line.place = self._place
 
-    def _take(self, data: bytes | memoryview) -> None:
+    def _place(self, begun: memoryview, size: int) -> Placed | None:
+        found = None if self.place is None else find_payload(begun, size)
+        if found is None:
+            return None
+        start, stop = found
+        header = bytes(begun[:start])
+        message, _ = decode_server_message(header)
+        assert self.place is not None
+        room = self.place(message.work.offset, size - stop) if message.HasField("work") else None
+        return None if room is None else Placed(header, room)
+
+    def _take(self, data: Data) -> None:
         self._arrived.append(data)
         self._wake()
 

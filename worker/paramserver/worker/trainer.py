@@ -229,7 +229,7 @@ class Trainer:
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
             case "ended":
                 log.info("job %s is %s: %s", message.ended.job_id, message.ended.status, message.ended.reason)
-                self._learner = self._replica = self._outgoing = self._rows = None
+                self._learner = self._replica = self._outgoing = self._rows = stream.place = None
                 self._job_id = ""
                 self._working.clear()
                 give_back()
@@ -293,6 +293,8 @@ class Trainer:
             replica.take(work.offset, payload)
         if not work.last:
             return
+        # From now on θ is being read.
+        stream.place = None
         if work.HasField("heartbeat_s"):
             self._beat_every(work.heartbeat_s)
         if replica is not None:
@@ -418,6 +420,8 @@ class Trainer:
             push.offset = start
             push.pull = pull and start == pieces[-1][0]
             messages.append(frame(message, piece))
+        if pull and self._replica is not None:
+            stream.place = self._replica.place
         await stream.send_all(messages)
 
     def _pieces(self, flat: Array, push: pb.Push) -> list[list[tuple[int, Array]]]:
