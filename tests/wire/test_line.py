@@ -160,3 +160,20 @@ def test_who_closes_in_time_hears_nothing_of_an_end_that_is_gone() -> None:
         assert server.line._breaking.cancelled()
 
     asyncio.run(talk())
+
+
+def test_a_line_that_is_closed_while_it_sends_much_lets_its_descriptors_go() -> None:
+    async def talk() -> None:
+        before = descriptors()
+        worker, server = by_socket()
+        server.line._stop()
+        worker.send(*(b"x" * (8 << 20) for _ in range(3)))
+        assert worker.line._is_aside
+        worker.line.close()
+        async with asyncio.timeout(10):
+            while worker.line._is_aside:
+                await asyncio.sleep(0)
+        server.line.close()
+        assert descriptors() == before
+
+    asyncio.run(talk())

@@ -8,6 +8,7 @@ be sent one after the other (no copy). A received tensor is a view of the receiv
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -36,13 +37,14 @@ M = TypeVar("M", WorkerMessage, ServerMessage)
 class Apart:
     """A message whose tensor bytes are still where they came from; see `whole`."""
 
-    __slots__ = ("__weakref__", "_whole", "head", "payload")
+    __slots__ = ("__weakref__", "_whole", "head", "lock", "payload")
 
     def __init__(self, head: bytes, payload: memoryview) -> None:
         #: All of it but the tensor bytes.
         self.head = head
-        #: Bytes.
+        #: Bytes; who reads them in another thread than the tensor's owner holds `lock`.
         self.payload = payload
+        self.lock = Lock()
         self._whole = b""
 
     def __len__(self) -> int:
@@ -50,10 +52,11 @@ class Apart:
 
     def whole(self) -> bytes:
         """Return all of it in one piece, made once; from then on it stays as it is, whatever happens to the tensor."""
-        if not self._whole:
-            self._whole = self.head + self.payload
-            self.payload = memoryview(self._whole)[len(self.head) :]
-        return self._whole
+        with self.lock:
+            if not self._whole:
+                self._whole = self.head + self.payload
+                self.payload = memoryview(self._whole)[len(self.head) :]
+            return self._whole
 
 
 #: In wire form.

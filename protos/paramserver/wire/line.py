@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -31,6 +33,14 @@ _TURN = 1 << 20
 
 #: Messages that are written at once; a system call takes up to 1024 buffers.
 _BATCH = 64
+
+#: Of an answer of so many bytes the sending is worth a thread: the kernel copies it, and several lines go at once.
+_BULK = 4 << 20
+
+#: How long a thread waits for room before it gives way to others, which may have some.
+_PATIENCE_MS = 5
+
+_threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "line")
 
 #: How long the stream has to tell why it ends when what is beside it has ended.
 GRACE_S = 2.0
@@ -60,6 +70,8 @@ class Line:
         self._unsent: deque[Message] = deque()
         self._sent = 0
         self._is_full = False
+        #: A thread is sending `_unsent`.
+        self._is_aside = False
         #: Where what comes is read to, and how much of it has been.
         self._arrived = memoryview(bytearray(_LENGTH_BYTES + _LARGE))
         self._count = 0
@@ -80,35 +92,77 @@ class Line:
 
     def flush(self) -> None:
         """Send what the other end takes now, and the rest when it takes more."""
-        if self._is_full or self.closed:
+        if self._is_full or self._is_aside or self.closed:
             return
         try:
             while self._unsent or self.outbox:
                 if not self._unsent:
                     self._unsent.extend(self.outbox.popleft())
+                if len(self._unsent) > 1 and sum(map(len, self._unsent)) >= _BULK:
+                    self._is_aside = True
+                    self._loop.run_in_executor(_threads, self._send_aside).add_done_callback(self._on_return)
+                    return
                 self._take_off(os.writev(self._writing, list(self._buffers())))
         except BlockingIOError:
-            self._is_full = True
-            self._loop.add_writer(self._writing, self._on_room)
+            self._wait_for_room()
             return
         except OSError:
-            # Nobody reads any more.
-            self.outbox.clear()
-            self._unsent.clear()
-            self._break()
+            self._give_up()
         self._drained()
+
+    def _wait_for_room(self) -> None:
+        self._is_full = True
+        self._loop.add_writer(self._writing, self._on_room)
+
+    def _give_up(self) -> None:
+        """Nobody reads any more."""
+        self.outbox.clear()
+        self._unsent.clear()
+        self._break()
+
+    def _send_aside(self) -> None:
+        """Send what has begun, in a thread.
+
+        Raises:
+            BlockingIOError: if there is no room for a while.
+            OSError: if nobody reads any more.
+        """
+        room = select.poll()
+        room.register(self._writing, select.POLLOUT)
+        while self._unsent and not self.closed:
+            try:
+                self._take_off(self._send_first(self._unsent[0]))
+            except BlockingIOError:
+                if not room.poll(_PATIENCE_MS):
+                    raise
+
+    def _send_first(self, message: Message) -> int:
+        if not isinstance(message, Apart):
+            return os.writev(self._writing, _rest(_parts(message), self._sent))
+        with message.lock:
+            return os.writev(self._writing, _rest(_parts(message), self._sent))
+
+    def _on_return(self, sending: asyncio.Future[None]) -> None:
+        self._is_aside = False
+        if self.closed:
+            self._close_descriptors()
+            return
+        error = sending.exception()
+        if isinstance(error, BlockingIOError):
+            self._wait_for_room()
+        elif error is None:
+            self.flush()
+        else:
+            self._give_up()
+            self._drained()
 
     def _buffers(self) -> Iterator[bytes | memoryview]:
         """Yield what is to be sent next, behind what is sent already."""
         skipped, size = self._sent, 0
         for message in islice(self._unsent, _BATCH):
-            for part in _parts(message):
-                if skipped >= len(part):
-                    skipped -= len(part)
-                    continue
-                yield memoryview(part)[skipped:] if skipped else part
-                size += len(part) - skipped
-                skipped = 0
+            yield from _rest(_parts(message), skipped)
+            size += len(message) - skipped
+            skipped = 0
             if size >= _TURN:
                 return
 
@@ -195,6 +249,10 @@ class Line:
         if self._breaking is not None:
             self._breaking.cancel()
         self._loop.remove_writer(self._writing)
+        if not self._is_aside:
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         for descriptor in {self._reading, self._writing}:
             os.close(descriptor)
 
@@ -202,6 +260,16 @@ class Line:
         self._loop.remove_writer(self._writing)
         self._is_full = False
         self.flush()
+
+
+def _rest(parts: Sequence[bytes | memoryview], skipped: int) -> list[bytes | memoryview]:
+    """Return what is left behind so many bytes."""
+    rest: list[bytes | memoryview] = []
+    for part in parts:
+        if skipped < len(part):
+            rest.append(memoryview(part)[skipped:] if skipped else part)
+        skipped = max(0, skipped - len(part))
+    return rest
 
 
 def _parts(message: Message) -> tuple[bytes | memoryview, ...]:
