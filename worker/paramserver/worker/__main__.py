@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--transport",
         choices=TRANSPORTS,
         default="auto",
-        help="shm: shared memory with a server on this machine, or an error; stream: messages; grpc: messages in gRPC alone; "
-        "auto: shm, else stream",
+        help="shm: shared memory with a server on this machine, or an error; stream: messages; grpc: messages in gRPC "
+        "alone; auto: shm, else stream",
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)

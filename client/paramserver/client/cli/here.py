@@ -17,8 +17,8 @@ from paramserver.wire.job import Job
 Transport = Annotated[
     str,
     typer.Option(
-        metavar="auto|shm|stream",
-        help="Of the workers here: shared memory, messages, or whichever is possible.",
+        metavar="auto|shm|stream|grpc",
+        help="Of the workers here: shared memory, messages, messages in gRPC alone, or the best possible.",
     ),
 ]
 
