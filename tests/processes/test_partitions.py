@@ -165,6 +165,16 @@ def quietly(pull: Any) -> Any:
         return None
 
 
+def test_messages_between_servers_and_to_workers_go_beside_grpc(cluster: Cluster) -> None:
+    servers = Servers(cluster, 2)
+    servers.workers("streaming", transport="stream")
+    servers.workers("old", transport="grpc")
+    said = cluster.logs()
+    assert f"orders to partition 1 at {servers.controls[1].address} go through port" in said
+    for control in servers.controls:
+        assert said.count(f"messages for {control.address} go through port") == 1
+
+
 def test_a_job_of_which_nothing_is_kept_fails_with_a_server(cluster: Cluster) -> None:
     tables = slow_job(cluster)
     servers = Servers(cluster, 2)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
+from paramserver.wire.connection import connect
 from paramserver.wire.errors import ParamserverError, Unreachable, from_rpc_error
+from paramserver.wire.framing import Data
+from paramserver.wire.line import Line
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1.paramserver_pb2_grpc import PartitionStub
+
+log = logging.getLogger(__name__)
 
 PROTOCOL = 1
 
@@ -28,7 +35,7 @@ OPTIONS = (
 )
 
 #: Reports that answer an order, in the order of the orders; the others come by themselves.
-_ANSWERS = ("following", "begun", "prepared", "sums", "saved", "gone_back")
+_ANSWERS = ("following", "begun", "prepared", "sums", "saved", "gone_back", "moved")
 
 
 class Link:
@@ -43,6 +50,8 @@ class Link:
         self._stub: Any = PartitionStub(self._channel)  # type: ignore[no-untyped-call]
         self._call: Any = None
         self._writing = asyncio.Lock()
+        #: Where orders and reports go in place of the call, if that can be had.
+        self._line: Line | None = None
         #: Who waits for an answer, by kind.
         self._asked: dict[str, deque[asyncio.Future[pb.Report]]] = {kind: deque() for kind in _ANSWERS}
         self._reader: asyncio.Task[None] | None = None
@@ -73,8 +82,24 @@ class Link:
         self._reader = asyncio.create_task(self._read())
         lead = pb.Lead(protocol=PROTOCOL, partition=self.partition, partitions=self._partitions, cluster=cluster)
         following = (await self.ask("following", pb.Order(lead=lead))).following
+        if following.port and not self.address.startswith("unix:"):
+            await self._go_over(following)
         self.is_following = True
         return following
+
+    async def _go_over(self, following: pb.Following) -> None:
+        """Have orders and reports go through a connection of their own, which takes a tenth of the time."""
+        host = self.address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+        try:
+            connection = await connect(host, following.port, following.ticket)
+        except (OSError, TimeoutError):
+            return
+        with contextlib.closing(connection):
+            answer = await self.ask("moved", pb.Order(move=pb.Move(connection=True)))
+            if answer.moved.done:
+                descriptor = connection.detach()
+                self._line = Line(descriptor, descriptor, self._take_data, lambda: None, self._break)
+                log.info("orders to %s go through port %d", self.name, following.port)
 
     async def send(self, order: pb.Order) -> None:
         """Send an order.
@@ -82,6 +107,10 @@ class Link:
         Raises:
             ParamserverError: if the connection is broken.
         """
+        if self._line is not None:
+            self._line.outbox.append((order.SerializeToString(),))
+            self._line.flush()
+            return
         async with self._writing:
             try:
                 await self._call.write(order)
@@ -115,6 +144,8 @@ class Link:
         """End the connection."""
         if self._reader is not None:
             self._reader.cancel()
+        if self._line is not None:
+            self._line.close()
         if self._call is not None:
             self._call.cancel()
         self._break(Unreachable(f"{self.name}: the connection was closed"))
@@ -139,6 +170,13 @@ class Link:
         except ParamserverError as failure:
             error = failure
         finally:
+            self._break(error)
+
+    def _take_data(self, data: Data) -> None:
+        assert not isinstance(data, tuple)
+        try:
+            self._take(pb.Report.FromString(bytes(data)))
+        except ParamserverError as error:
             self._break(error)
 
     def _take(self, report: pb.Report) -> None:

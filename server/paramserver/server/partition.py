@@ -10,10 +10,13 @@ from typing import Any
 
 import grpc
 
+from paramserver.server.doorway import Doorway
 from paramserver.server.following import Follower
 from paramserver.server.links import PROTOCOL
 from paramserver.server.reading import in_chunks, stream
 from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, RequestError, status_code
+from paramserver.wire.framing import Data
+from paramserver.wire.line import Line
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1 import paramserver_pb2_grpc as rpc
 
@@ -28,8 +31,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class PartitionService(rpc.PartitionServicer):
     """Carries the coordinator's orders to the follower and its reports back."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Follower, doorway: Doorway | None = None) -> None:
         self._follower = follower
+        self._doorway = doorway
 
     async def Follow(self, _requests: Any, context: Context) -> None:
         """Follow a coordinator until its stream ends."""
@@ -44,20 +48,52 @@ class PartitionService(rpc.PartitionServicer):
             await context.abort(status_code(error), str(error))
 
     async def _follow(self, lead: pb.Lead, context: Context) -> None:
-        reports: asyncio.Queue[pb.Report | None] = asyncio.Queue()
+        reports: asyncio.Queue[pb.Report | Line | None] = asyncio.Queue()
+        orders: asyncio.Queue[pb.Order | None] = asyncio.Queue()
         # Whoever leads at the same time is told apart by this, even if it gave itself no name.
         lead.cluster = cluster = lead.cluster or os.urandom(8)
-        reports.put_nowait(pb.Report(following=self._follower.follow(lead, reports.put_nowait)))
-        writer, beat = asyncio.create_task(_write(reports, context)), asyncio.create_task(self._beat())
+        following = self._follower.follow(lead, reports.put_nowait)
+        line: Line | None = None
+        if self._doorway is not None:
+            following.port, following.ticket = self._doorway.port, self._doorway.issue()
+        reports.put_nowait(pb.Report(following=following))
+        tasks = [asyncio.create_task(_read(context, orders)), asyncio.create_task(self._beat())]
+        writer = asyncio.create_task(_write(reports, context))
         try:
-            while (order := await context.read()) is not grpc.aio.EOF and self._follower.cluster == cluster:
-                await self._follower.obey(order)
+            while (order := await orders.get()) is not None and self._follower.cluster == cluster:
+                if order.HasField("move"):
+                    line = await self._go_over(following.ticket, orders, reports)
+                else:
+                    await self._follower.obey(order)
         finally:
             self._follower.leave_lead(cluster)
-            beat.cancel()
+            for task in tasks:
+                task.cancel()
             # A stream must not end in the middle of a write.
             reports.put_nowait(None)
             await writer
+            if line is not None:
+                line.close()
+            if self._doorway is not None:
+                self._doorway.revoke(following.ticket)
+
+    async def _go_over(
+        self, ticket: bytes, orders: asyncio.Queue[pb.Order | None], reports: asyncio.Queue[pb.Report | Line | None]
+    ) -> Line | None:
+        """Go on through the coordinator's own connection, if it is there."""
+        connection = None if self._doorway is None else await self._doorway.admit(ticket)
+        reports.put_nowait(pb.Report(moved=pb.Moved(done=connection is not None)))
+        if connection is None:
+            return None
+
+        def take(data: Data) -> None:
+            assert not isinstance(data, tuple)
+            orders.put_nowait(pb.Order.FromString(bytes(data)))
+
+        descriptor = connection.detach()
+        line = Line(descriptor, descriptor, take, lambda: None, lambda _: orders.put_nowait(None))
+        reports.put_nowait(line)
+        return line
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> AsyncIterator[pb.ReadReply]:
         """Stream the flat vector or a table as it was at a capture."""
@@ -109,8 +145,24 @@ class FollowerControl(rpc.ControlServicer):
     Watch = Pull = _refuse_stream
 
 
-async def _write(reports: asyncio.Queue[pb.Report | None], context: Context) -> None:
-    """Send reports until there is a None; when the stream breaks before, the reading tells."""
+async def _read(context: Context, orders: asyncio.Queue[pb.Order | None]) -> None:
+    """Queue the coordinator's orders, and a None when its stream has ended."""
+    try:
+        while (order := await context.read()) is not grpc.aio.EOF:
+            orders.put_nowait(order)
+    finally:
+        orders.put_nowait(None)
+
+
+async def _write(reports: asyncio.Queue[pb.Report | Line | None], context: Context) -> None:
+    """Send reports until there is a None, those behind a line through it; when the stream breaks, the reading tells."""
+    line: Line | None = None
     with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
         while (report := await reports.get()) is not None:
-            await context.write(report)
+            if isinstance(report, Line):
+                line = report
+            elif line is None:
+                await context.write(report)
+            else:
+                line.outbox.append((report.SerializeToString(),))
+                line.flush()

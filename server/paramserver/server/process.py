@@ -108,7 +108,7 @@ def add_services(server: grpc.aio.Server, shell: Shell | Follower, doorway: Door
         rpc.add_ControlServicer_to_server(ControlService(shell), server)  # type: ignore[no-untyped-call]
         return [training.SERVICE, control.SERVICE]
     rpc.add_ControlServicer_to_server(FollowerControl(shell), server)  # type: ignore[no-untyped-call]
-    rpc.add_PartitionServicer_to_server(PartitionService(shell), server)  # type: ignore[no-untyped-call]
+    rpc.add_PartitionServicer_to_server(PartitionService(shell, doorway), server)  # type: ignore[no-untyped-call]
     return [training.SERVICE, control.SERVICE, partition.SERVICE]
 
 

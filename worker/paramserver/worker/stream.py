@@ -151,6 +151,7 @@ class Stream:
             if await self._move(pb.Move(connection=True)):
                 descriptor = connection.detach()
                 self._go_on(descriptor, descriptor)
+                log.info("messages for %s go through port %d", self.address, port)
 
     async def _move(self, move: pb.Move) -> bool:
         """Ask the server to go another way, and return whether it does; what comes before the answer has arrived."""

@@ -727,7 +727,7 @@ class AppliedContribution(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., computed_at: _Optional[int] = ...) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("lead", "begin", "prepare", "apply", "restage", "save", "capture", "over", "sum_up", "mark", "go_back")
+    __slots__ = ("lead", "begin", "prepare", "apply", "restage", "save", "capture", "over", "sum_up", "mark", "go_back", "move")
     LEAD_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -739,6 +739,7 @@ class Order(_message.Message):
     SUM_UP_FIELD_NUMBER: _ClassVar[int]
     MARK_FIELD_NUMBER: _ClassVar[int]
     GO_BACK_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     lead: Lead
     begin: Begin
     prepare: Prepare
@@ -750,10 +751,11 @@ class Order(_message.Message):
     sum_up: SumUp
     mark: Mark
     go_back: GoBack
-    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., go_back: _Optional[_Union[GoBack, _Mapping]] = ...) -> None: ...
+    move: Move
+    def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., go_back: _Optional[_Union[GoBack, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back")
+    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back", "moved")
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
@@ -765,6 +767,7 @@ class Report(_message.Message):
     SUMS_FIELD_NUMBER: _ClassVar[int]
     BROKEN_FIELD_NUMBER: _ClassVar[int]
     GONE_BACK_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     following: Following
     begun: Begun
     prepared: Prepared
@@ -776,7 +779,8 @@ class Report(_message.Message):
     sums: Sums
     broken: Failure
     gone_back: GoneBack
-    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ...) -> None: ...
+    moved: Moved
+    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ...) -> None: ...
 
 class Lead(_message.Message):
     __slots__ = ("protocol", "partition", "partitions", "cluster")
@@ -791,14 +795,18 @@ class Lead(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ..., cluster: _Optional[bytes] = ...) -> None: ...
 
 class Following(_message.Message):
-    __slots__ = ("job_id", "job_json", "versions")
+    __slots__ = ("job_id", "job_json", "versions", "port", "ticket")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    port: int
+    ticket: bytes
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., port: _Optional[int] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("job_id", "job_json", "version")
