@@ -35,7 +35,7 @@ _TURN = 1 << 20
 _BATCH = 64
 
 #: Of an answer of so many bytes the sending is worth a thread: the kernel copies it, and several lines go at once.
-_BULK = 4 << 20
+_BULK = 1 << 21
 
 #: How long a thread waits for room before it gives way to others, which may have some.
 _PATIENCE_MS = 5
@@ -176,6 +176,7 @@ class Line:
         taken = 0
         while taken < _TURN and not self._is_over:
             room = self._arrived if self._large is None else self._large[1]
+            wanted = len(room) - self._count
             try:
                 count = os.readv(self._reading, [room[self._count :]])
             except BlockingIOError:
@@ -192,6 +193,9 @@ class Line:
             elif self._count == len(room):
                 message, self._large, self._count = self._large[0], None, 0
                 self._take(message)
+            if count < wanted:
+                # That was all; should it not have been, the loop says so.
+                return
 
     def _cut(self) -> None:
         """Take the messages that are whole, and remember the beginning of the last."""
