@@ -29,8 +29,11 @@ SMALL = 4096
 class Gate(Protocol):
     """Decides when something may be said."""
 
-    def keeps(self, session: Session, messages: tuple[bytes, ...]) -> bool:
-        """Take the messages to deliver them later; False if they may go now."""
+    def keeps(self, session: Session, messages: tuple[bytes, ...], for_good: bool) -> bool:
+        """Take the messages to deliver them later; False if they may go now.
+
+        What is told `for_good` is not taken back by a crash: it waits for the disk. Anything else may.
+        """
 
 
 @dataclass(slots=True)
@@ -112,9 +115,9 @@ class Session:
             return False
         return sum(len(answer[-1]) > SMALL for answer in self._outbox) >= MAX_PARAMETERS_WAITING
 
-    def send(self, *messages: bytes) -> None:
+    def send(self, *messages: bytes, for_good: bool = False) -> None:
         """Queue an answer of encoded messages, or leave it with the gate; never waits."""
-        if self.gate is None or not self.gate.keeps(self, messages):
+        if self.gate is None or not self.gate.keeps(self, messages, for_good):
             self.deliver(messages)
 
     def deliver(self, messages: Sequence[bytes]) -> None:

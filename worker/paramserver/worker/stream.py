@@ -45,6 +45,9 @@ class Stream:
         self._pipes: Pipes | None = None
         #: What has come and was not received yet, with pipes or on the way to them.
         self._arrived: deque[bytes] = deque()
+        #: What `arrives` has begun to read; what was received and put back.
+        self._reading: asyncio.Future[Any] | None = None
+        self._put_back: deque[tuple[pb.ServerMessage, memoryview] | None] = deque()
         #: With pipes: the end of the stream, …
         self._ending: asyncio.Future[Any] | None = None
         #: … and what waits for a message, or for room in the pipe.
@@ -59,8 +62,9 @@ class Stream:
     ) -> None:
         if self._pipes is not None:
             self._pipes.close()
-        if self._ending is not None:
-            self._ending.cancel()
+        for reading in (self._ending, self._reading):
+            if reading is not None:
+                reading.cancel()
         self._call.cancel()
         await self._channel.close()
 
@@ -84,12 +88,30 @@ class Stream:
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         """Wait for the next message; None when the server has ended the stream."""
-        data = self._arrived.popleft() if self._arrived else await self._next()
+        if self._put_back:
+            return self._put_back.popleft()
+        if self._reading is not None:
+            reading, self._reading = self._reading, None
+            data = await reading
+        else:
+            data = self._arrived.popleft() if self._arrived else await self._next()
         if data is grpc.aio.EOF:
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise await self._failure()
             return None
         return decode_server_message(data)
+
+    async def arrives(self, done: asyncio.Future[Any]) -> bool:
+        """Wait until there is something to receive, or something else is done; whether the former is so."""
+        if not self._put_back:
+            self._reading = self._reading or asyncio.ensure_future(self._next())
+            await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
+            return self._reading.done()
+        return not done.done()
+
+    def put_back(self, received: tuple[pb.ServerMessage, memoryview] | None) -> None:
+        """Have `receive` return this next."""
+        self._put_back.append(received)
 
     async def share(self, proof: bytes, takes_pipes: bool) -> None:
         """Prove that memory is shared, and go over to pipes with a server that takes them.
