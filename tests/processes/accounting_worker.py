@@ -1,8 +1,9 @@
 """A worker process that pushes integers which it makes up, and writes down what the server acknowledged.
 
 python accounting_worker.py ADDRESS NAME JOURNAL. Every push of (shard, step) carries one integer of its own, at the
-element of that shard and step. `sent` is in the journal before the push leaves, `acked` once the server has given this
-worker a later step of the shard on the same stream.
+element of that shard and step. `sent` is in the journal before the push leaves, `acked` once the server has
+acknowledged it. Before it asks for more it waits for that as often as not: so it is ahead of the server's disk now and
+then, and as a rule knows what counts when somebody is killed.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ def stream(address: str, name: str, journal: Journal) -> None:
         outgoing.put(pb.WorkerMessage(payload=payload, **kind).SerializeToString())  # type: ignore[arg-type]
 
     chance = random.Random(os.urandom(8))
-    pending: dict[int, tuple[int, int]] = {}
+    pending: dict[tuple[int, int, int], int] = {}
+    waits = False
     size = SHARDS * STEPS
     with grpc.insecure_channel(address) as channel:
         call = channel.stream_stream(METHOD)(iter(outgoing.get, None))
-        send(join=pb.Join(protocol=1, worker=name))
+        send(join=pb.Join(protocol=1, worker=name, acknowledge=True))
         for data in call:
             message = pb.ServerMessage.FromString(data)
             kind = message.WhichOneof("kind")
@@ -56,12 +58,16 @@ def stream(address: str, name: str, journal: Journal) -> None:
                 return
             elif kind == "refusal":
                 refusal = message.refusal
-                pending.pop(refusal.shard, None)
+                pending = {name: v for name, v in pending.items() if name[::2] != (refusal.shard, refusal.step)}
                 send(pull=pb.PullWork())
+            elif kind == "acknowledged":
+                c = message.acknowledged
+                journal.write("acked", c.shard, c.step, pending.pop((c.shard, c.epoch, c.step)))
+                if waits and not pending:
+                    waits = False
+                    send(pull=pb.PullWork())
             elif kind == "work" and message.work.last:
                 for a in message.work.assignments:
-                    if a.shard in pending and a.step > pending[a.shard][0]:
-                        journal.write("acked", a.shard, *pending.pop(a.shard))
                     if a.kind == pb.Assignment.SURVEY:
                         send(survey=pb.Survey(shard=a.shard, epoch=a.epoch, rows=10, features=1))
                     elif a.kind == pb.Assignment.INITIAL:
@@ -72,7 +78,7 @@ def stream(address: str, name: str, journal: Journal) -> None:
                         gradient = np.zeros(size)
                         gradient[a.shard * STEPS + a.step] = value
                         journal.write("sent", a.shard, a.step, value)
-                        pending[a.shard] = a.step, value
+                        pending[a.shard, a.epoch, a.step] = value
                         push = pb.Push(
                             shard=a.shard,
                             epoch=a.epoch,
@@ -82,7 +88,9 @@ def stream(address: str, name: str, journal: Journal) -> None:
                             loss=1.0,
                         )
                         send(gradient.tobytes(), push=push)
-                send(pull=pb.PullWork())
+                waits = bool(pending) and chance.random() < 0.5
+                if not waits:
+                    send(pull=pb.PullWork())
 
 
 def main(address: str, name: str, path: str) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ import numpy as np
 import pytest
 
 import paramserver.server.log as log_module
+from paramserver.server.events import Apply
 from paramserver.server.log import Log
 from paramserver.server.logformat import SegmentName, encode, frames, read_record
 from paramserver.server.provenance import Provenance
 from paramserver.server.saver import Saver
+from paramserver.server.session import Session
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import StateDirectory
+from paramserver.server.store import Store
 from paramserver.wire.errors import StateError
+from paramserver.wire.framing import decode_server_message
 from paramserver.wire.job import Job
+from paramserver.worker.trainer import Identity
 from server.inprocess import DEADLINE_S, Training, at_once, slower
 
 SHARDS, STEPS = 3, 8
@@ -61,6 +67,12 @@ def state_of(snapshot: Snapshot | None) -> dict[str, Any]:
         "history": history,
         "train": snapshot.train,
     }
+
+
+@pytest.fixture(autouse=True)
+def close_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that takes milliseconds would be over before the disk has answered once."""
+    monkeypatch.setattr(log_module, "AHEAD_VERSIONS", 1)
 
 
 class Logged(Training):
@@ -176,7 +188,8 @@ def test_a_crash_at_any_moment_loses_nothing_that_was_safe(tmp_path: Path, chang
     assert replayed > STEPS
 
 
-def test_history_and_end_come_back_too(tmp_path: Path) -> None:
+def test_history_and_end_come_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "AHEAD_VERSIONS", 0)
     training = Crashing(tmp_path / "state", job()).finish(at_once)
     folder = next(copy for copy, safe in training.crashes if safe == SHARDS * STEPS - 1)
     found = recovered(folder)
@@ -367,10 +380,44 @@ class Held(Logged):
         os.fsync(file)
 
 
-def test_nobody_is_told_of_what_is_not_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Told:
+    """What workers are told for good: versions that are acknowledged, and what was safe when the job was over."""
+
+    def __init__(self, training: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.versions: list[int] = []
+        self.ends: list[int] = []
+        made: dict[tuple[int, int], int] = {}
+        append, deliver = Log.append, Session.deliver
+
+        def watched(log: Log, applied: Apply, elapsed_s: float, store: Store) -> None:
+            (contribution,) = applied.contributions
+            made[contribution.shard, contribution.step] = applied.version
+            append(log, applied, elapsed_s, store)
+
+        def heard(session: Session, messages: Sequence[bytes]) -> None:
+            for data in messages:
+                message, _ = decode_server_message(data)
+                if message.HasField("acknowledged"):
+                    version = made[message.acknowledged.shard, message.acknowledged.step]
+                    assert version <= training.log.safe
+                    self.versions.append(version)
+                elif message.HasField("ended"):
+                    self.ends.append(training.log.safe)
+            deliver(session, messages)
+
+        monkeypatch.setattr(Log, "append", watched)
+        monkeypatch.setattr(Session, "deliver", heard)
+        monkeypatch.setattr("server.inprocess.Identity", partial(Identity, acknowledge=True))
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_work_is_handed_out_ahead_of_the_disk_up_to_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
     training = Held(tmp_path / "state", job())
     monkeypatch.setattr("os.fdatasync", training.sync)
-    monkeypatch.setattr(log_module, "QUICK_BYTES", 0)
+    monkeypatch.setattr(log_module, "AHEAD_VERSIONS", ahead)
+    told = Told(training, monkeypatch)
 
     async def scenario() -> None:
         running = asyncio.create_task(training._finish((at_once, at_once)))
@@ -378,13 +425,15 @@ def test_nobody_is_told_of_what_is_not_on_the_disk(tmp_path: Path, monkeypatch: 
             await asyncio.sleep(0)
         for _ in range(200):
             await asyncio.sleep(0)
-        # Every worker was waiting for an answer when the disk stopped.
         stopped_at, safe = training.run.engine.version, training.log.safe
-        assert safe < stopped_at <= safe + 3
+        # Each worker had one more contribution in hand when nothing was handed out any more.
+        assert safe + ahead < stopped_at <= safe + ahead + 2
+        assert told.versions == list(range(1, safe + 1))
         client = asyncio.create_task(training.log.caught_up())
         for _ in range(200):
             await asyncio.sleep(0)
         assert (training.run.engine.version, training.log.safe) == (stopped_at, safe)
+        assert told.versions == list(range(1, safe + 1))
         assert not client.done()
         training.let.set()
         await client
@@ -392,12 +441,54 @@ def test_nobody_is_told_of_what_is_not_on_the_disk(tmp_path: Path, monkeypatch: 
         await running
 
     asyncio.run(scenario())
+    assert told.versions == list(range(1, SHARDS * STEPS + 1))
+    assert told.ends == [SHARDS * STEPS] * 2
+
+
+def test_bytes_bound_how_far_training_is_ahead_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Held(tmp_path / "state", job())
+    monkeypatch.setattr("os.fdatasync", training.sync)
+    monkeypatch.setattr(log_module, "AHEAD_VERSIONS", 1000)
+    # A contribution has three float32, and two of them may be ahead.
+    monkeypatch.setattr(log_module, "AHEAD_BYTES", 35)
+
+    async def scenario() -> None:
+        running = asyncio.create_task(training._finish((at_once,)))
+        while not (training.run.engine.version >= 4 and training.log._writing):
+            await asyncio.sleep(0)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert training.run.engine.version == training.log.safe + 2 + 1
+        training.let.set()
+        await running
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_the_job_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Held(tmp_path / "state", job())
+    monkeypatch.setattr("os.fdatasync", training.sync)
+    monkeypatch.setattr(log_module, "AHEAD_VERSIONS", 1000)
+    told = Told(training, monkeypatch)
+
+    async def scenario() -> None:
+        running = asyncio.create_task(training._finish((at_once,)))
+        while not training.run.engine.ended:
+            await asyncio.sleep(0)
+        assert training.log.safe < training.run.engine.version
+        assert told.ends == []
+        training.let.set()
+        await running
+
+    asyncio.run(scenario())
+    assert told.ends == [SHARDS * STEPS]
 
 
 def test_nobody_is_told_of_what_the_first_snapshot_does_not_lead_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Held(tmp_path / "state", job())
+    told = Told(training, monkeypatch)
     save = StateDirectory.save
 
     def late(directory: StateDirectory, snapshot: Snapshot) -> Any:
@@ -413,11 +504,13 @@ def test_nobody_is_told_of_what_the_first_snapshot_does_not_lead_to(
             await asyncio.sleep(0)
         for _ in range(200):
             await asyncio.sleep(0)
-        assert (training.run.engine.version, training.log.safe) == (1, 0)
+        assert (training.run.engine.version, training.log.safe) == (2, 0)
+        assert told.versions == []
         training.let.set()
         await running
 
     asyncio.run(scenario())
+    assert told.versions == list(range(1, SHARDS * STEPS + 1))
 
 
 @pytest.mark.parametrize("function", ["fdatasync", "writev"])
@@ -441,8 +534,9 @@ def test_a_full_disk_stops_training_until_a_snapshot_can_be_written(
     training.finish(at_once, at_once)
     assert training.run.engine.version == SHARDS * STEPS
     assert len(failures) == 3
-    # Only what a snapshot made safe was answered, so that each of the two workers had one more contribution to give.
-    assert failures[-1] <= failures[0] + 3 * len(failures)
+    # Only what a snapshot made safe was answered, so that training was ahead by no more than the bound and what each of
+    # the two workers had in hand.
+    assert failures[-1] <= failures[0] + 4 * len(failures)
     for folder, safe in training.crashes:
         found = recovered(folder)
         assert found.version >= safe

@@ -104,6 +104,22 @@ APART = Focus(
 ROUNDS = Focus(
     modes=("sync", "quorum"), faults=("slow worker", "kill worker"), workers=(2, 3, 5), shards=(3, 4), wild=0.0
 )
+#: The machine loses its power while contributions are being logged, on a disk that lags behind.
+LOGGED = Focus(
+    modes=("async", "ssp"),
+    durabilities=("log",),
+    faults=_POWER_CUTS,
+    troubles=(5, 8, 12),
+    lasting=0.05,
+    spread=(4.0,),
+    workers=(2, 3, 5),
+    shards=(3, 4),
+    steps=(5, 8),
+    compute_s=(0.005, 0.05),
+    disk_s=(0.005, 0.05),
+    snapshot_every_s=(4.0,),
+    wild=0.0,
+)
 
 
 class Mutation(NamedTuple):
@@ -229,6 +245,21 @@ MUTATIONS = (
         "pass",
         CRASHES,
     ),
+    Mutation(
+        "acknowledge before the log is on the disk",
+        "server.log:Log.keeps",
+        "if not held and version <= self.safe:",
+        "if for_good or (not held and version <= self.safe):",
+        LOGGED,
+    ),
+    Mutation(
+        "hand out work however far the disk is behind",
+        "server.log:Log.keeps",
+        "if not held and version <= self.safe:",
+        "if not for_good or (not held and version <= self.safe):",
+        LOGGED,
+    ),
+    Mutation("no sync of the log", "server.log:_Writer._sync", "os.fdatasync(self._file)", "pass", LOGGED),
     Mutation(
         "never end a lease",
         "server.engine:Engine._tick",

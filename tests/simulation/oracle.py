@@ -63,6 +63,13 @@ class Oracle:
         #: What is told of versions up to this one may have been said before they rotted.
         self._rotten = -1
 
+    def version_with(self, shard: int, step: int) -> int:
+        """Return the version that a contribution came in with which the server says is in θ."""
+        version = next((v for v, clocks in enumerate(self._clocks) if clocks[shard] > step), 0)
+        if not version:
+            raise self._broken(f"step {step} of shard {shard} was acknowledged and is not in θ")
+        return version
+
     def _broken(self, what: str) -> Violation:
         # It is noted as well as raised: the code in between may take it for an error of its own.
         self._found.append(what)

@@ -26,6 +26,9 @@ from simulation.network import Network, Stream
 #: Nothing that is measured in seconds of a watcher's patience matters here.
 WATCH_EVERY_S = 2.0
 
+#: The simulated jobs are short.
+AHEAD_VERSIONS = 3
+
 
 @cache
 def _that_tell_time() -> list[ModuleType]:
@@ -123,6 +126,7 @@ def surroundings(
         # Shared memory belongs to the kernel, which is not simulated.
         put(sharing, "AVAILABLE", False)
         put(control, "WATCH_EVERY_S", WATCH_EVERY_S)
+        put(log, "AHEAD_VERSIONS", AHEAD_VERSIONS)
         for module in (store, training):
             put(module, "CHUNK_BYTES", chunk_bytes)
         # Compiled forms give the same bits, and take seconds to compile.

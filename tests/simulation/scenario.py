@@ -10,7 +10,7 @@ from paramserver.wire.job import Job
 
 MODES = ("sync", "sync", "sync", "quorum", "ssp", "async", "async")
 
-#: What `log` promises beyond `snapshot` raises `Oracle.promised_version` with every answer to a worker.
+#: What `log` promises beyond `snapshot` raises `Oracle.promised_version` with every contribution that is acknowledged.
 DURABILITIES = ("snapshot",) * 5 + ("log",) * 3 + ("none",)
 
 #: The numbers of servers that hold a job; more than one needs a process for each in `World`.

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from paramserver.server.control import ControlService
+from paramserver.server.log import Log
 from paramserver.server.session import MAX_WAITING
 from paramserver.server.shell import Shell
 from paramserver.server.snapshots import StateDirectory
@@ -29,7 +30,7 @@ from simulation.ledger import Learner, contribution, loss, samples
 from simulation.loop import Clock, Process
 from simulation.network import Context, Network
 from simulation.oracle import Oracle, Violation
-from simulation.real import surroundings
+from simulation.real import AHEAD_VERSIONS, surroundings
 from simulation.scenario import ALL, Fault, Focus, Scenario, draw
 
 STATE = "/var/lib/state"
@@ -45,6 +46,7 @@ MAX_EVENTS = 10_000
 DISORDERLY = {"stop worker", "stop server", "part", "switch"}
 
 _WORK_TAG = pb.ServerMessage.DESCRIPTOR.fields_by_name["work"].number << 3 | 2
+_ACKNOWLEDGED_TAG = pb.ServerMessage.DESCRIPTOR.fields_by_name["acknowledged"].number << 3 | 2
 
 
 class World:
@@ -300,6 +302,8 @@ class World:
         async def write(message: bytes) -> None:
             if message[0] == _WORK_TAG:
                 self._work_goes_out(message, number, context)
+            elif message[0] == _ACKNOWLEDGED_TAG:
+                self._acknowledgement_goes_out(message)
             await original(message)
 
         context.write = write  # type: ignore[method-assign]
@@ -328,10 +332,6 @@ class World:
         assert self._shell is not None
         assert self._shell.run is not None
         oracle = self.oracles[self._shell.run.job_id]
-        run = self._shell.run
-        if run.job.server.durability == "log" and run.job.train.mode != "sync":
-            # Whoever computes at a version was told that all in it counts.
-            self._promise_when_written(oracle, min(work.version, oracle.logged_version))
         for assignment in work.assignments:
             if assignment.kind == pb.Assignment.GRADIENT:
                 oracle.assigned(assignment.shard, assignment.step, number)
@@ -343,6 +343,17 @@ class World:
                 if self._trace:
                     what = f"step {assignment.step} of shard {assignment.shard} at version {work.version}"
                     self.tell(f"server asks worker {number} for {what}, epoch {assignment.epoch}")
+
+    def _acknowledgement_goes_out(self, message: bytes) -> None:
+        """Whoever is told that a contribution counts may rely on it, and on all that was in θ before it."""
+        c = decode_server_message(message)[0].acknowledged
+        assert self._shell is not None
+        assert self._shell.run is not None
+        run = self._shell.run
+        oracle = self.oracles[run.job_id]
+        version = oracle.version_with(c.shard, c.step)
+        if run.job.server.durability == "log":
+            self._promise_when_written(oracle, min(version, oracle.logged_version))
 
     async def _serve_call(self, method: str, request: Any, context: Context) -> AsyncIterator[Any]:
         service = self._services[1]
@@ -367,6 +378,10 @@ class World:
         engine = run.engine
         if not engine.version == run.store.version == oracle.version:
             raise Violation(f"engine at {engine.version}, store at {run.store.version}, θ at {oracle.version}")
+        if isinstance(run.log, Log) and run.job.train.mode != "sync":
+            ahead = run.log._promised - run.log.safe
+            if ahead > AHEAD_VERSIONS + len(engine.shards):
+                raise Violation(f"training is {ahead} versions ahead of the disk, allowed are {AHEAD_VERSIONS}")
         if len(engine._round) > len(engine.shards):
             raise Violation(f"{len(engine._round)} contributions are in a round of {len(engine.shards)} shards")
         if self._switch_in_round and engine._round:
@@ -384,7 +399,7 @@ class World:
         process = Process(f"worker {number}", self.clock, lambda: self._rng.expovariate(1 / self.scenario.compute_s))
         self._workers[number], self._names[number] = process, name
         self._slow[number] = 1.0
-        trainer = Trainer(Identity(name, instance=number), compute=self._compute_of(number))
+        trainer = Trainer(Identity(name, instance=number, acknowledge=True), compute=self._compute_of(number))
         self.tell(f"worker {number} starts as {name}")
 
         async def main() -> None:

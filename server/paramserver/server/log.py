@@ -1,13 +1,14 @@
-"""The log of a job in async or ssp mode: what is counted is on the disk before anybody is told of it.
+"""The log of a job in async or ssp mode: what is counted is on the disk before anybody is told that it counts.
 
 Contributions that come in while a group is being written and synced make the next group, so that the disk is asked
-once for many of them. What the server has to say in the meantime is held back until the versions of θ that it speaks
-of are safe. `fdatasync` comes before every answer, so that an acknowledged contribution survives the loss of power and
-not only that of the process.
+once for many of them. Work is handed out meanwhile, since what a worker computes at a θ that is lost is fenced; how far
+training may be ahead of the disk is bounded. What is told for good is held back until the versions of θ that it speaks
+of are safe: acknowledgements, the end of the job, and what clients read. `fdatasync` comes before it, so that it
+survives the loss of power and not only that of the process.
 
 The log goes back to a snapshot. Every snapshot begins a new segment; those behind the oldest snapshot that is kept are
-removed. When the log cannot be written, nothing is acknowledged any more, snapshots are tried instead, and the first
-that succeeds makes safe what was counted until then and begins the log anew.
+removed. When the log cannot be written, nothing is acknowledged or handed out any more, snapshots are tried instead,
+and the first that succeeds makes safe what was counted until then and begins the log anew.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import asyncio
 import itertools
 import logging
 import os
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,10 +42,15 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 256 << 20
 SEGMENT_SNAPSHOTS = 8
 
-#: A group is written in the event loop if it is no larger than this and the last one took no longer than that: two
-#: changes of threads would take as long again as the disk does. Measured with 40 kB on a disk that syncs in 0.2 ms.
-QUICK_BYTES = 1 << 20
-QUICK_S = 0.005
+#: Work is handed out while no more versions than this, …
+AHEAD_VERSIONS = 1024
+#: … and no more bytes of contributions, are on the way to the disk; workers may still push what they have in hand.
+AHEAD_BYTES = 64 << 20
+
+#: While nobody waits for it, a group is written this long after its first contribution, or when it has so many bytes:
+#: a sync takes a processor's time too, as much as writing six contributions of 40 kB does.
+LINGER_S = 0.005
+LINGER_BYTES = 1 << 20
 
 #: Buffers in one call, below the limit of every system.
 _BUFFERS = 512
@@ -69,8 +74,16 @@ class _Anchor(NamedTuple):
 _Entry = Record | _Begin | _Anchor
 
 
+class _Held(NamedTuple):
+    """What a session is to be told once a version is safe."""
+
+    version: int
+    session: Session
+    messages: tuple[Message, ...]
+
+
 class Log:
-    """The log of one run; belongs to the event loop. What takes time is written by a thread.
+    """The log of one run; belongs to the event loop. A thread writes.
 
     `snapshot_wanted` is called when a snapshot should be taken as soon as possible.
     """
@@ -82,11 +95,20 @@ class Log:
         self._writer = _Writer(directory, run)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
         self._pending: list[_Entry] = []
+        self._pending_bytes = 0
+        #: Writes what is pending; None if nothing is, or while the group before is being written.
+        self._timer: asyncio.Handle | None = None
+        #: It does so in this turn of the loop.
+        self._is_due = False
         self._writing = False
+        #: How many wait for all to be safe that is counted by now.
+        self._waiting = 0
         #: Versions up to this one survive whatever happens to process and power.
         self.safe = run.engine.version
         #: The newest version that has to be safe before it is spoken of; rounds made later need not be.
         self._promised = run.engine.version
+        #: How far that may be ahead while work is handed out.
+        self._ahead = AHEAD_VERSIONS
         #: Until a snapshot of this version is on the disk, nothing from it on is safe; None if there is one.
         self._anchor: int | None = None
         #: Why nothing is written at the moment; empty if all is well.
@@ -94,8 +116,10 @@ class Log:
         #: Contributions are being logged; False in sync mode, before the first θ, and after a failure.
         self._active = False
         self._bytes = 0
-        #: What sessions are to be told once the version in front is safe, in order.
-        self._held: deque[tuple[int, Session, tuple[Message, ...]]] = deque()
+        #: Work that waits, in order, until the version in front is safe, …
+        self._work: deque[_Held] = deque()
+        #: … and what may be told only then.
+        self._told: deque[_Held] = deque()
         self._moved = asyncio.Event()
         if self._logs:
             # What was recovered is on the disk.
@@ -115,17 +139,22 @@ class Log:
         (contribution,) = applied.contributions
         pieces = [piece.data.cast("B") for piece in store.contribution(contribution.shard) if piece.size]
         self._add(Record(applied.version, applied.step, elapsed_s, contribution, pieces))
+        size = sum(piece.nbytes for piece in pieces)
+        self._ahead = min(AHEAD_VERSIONS, AHEAD_BYTES // max(1, size))
         before = self._bytes
-        self._bytes += sum(piece.nbytes for piece in pieces)
+        self._bytes += size
         limit = max(SEGMENT_BYTES, SEGMENT_SNAPSHOTS * store.theta.nbytes)
         if before <= limit < self._bytes:
             self.snapshot_wanted()
 
-    def keeps(self, session: Session, messages: tuple[Message, ...]) -> bool:
+    def keeps(self, session: Session, messages: tuple[Message, ...], for_good: bool) -> bool:
         """Take what a session is to be told, if it cannot be told now; it is delivered once it may be."""
-        if not self._held and self._promised <= self.safe:
+        held = self._told if for_good else self._work
+        version = self._promised - (0 if for_good or self.error else self._ahead)
+        if not held and version <= self.safe:
             return False
-        self._held.append((self._promised, session, messages))
+        held.append(_Held(version, session, messages))
+        self._see_to_it()
         return True
 
     async def caught_up(self) -> None:
@@ -135,10 +164,11 @@ class Log:
             StateError: if it cannot be made so for the time being.
         """
         version = self._promised
-        while self.safe < version:
-            if self.error:
-                raise StateError(f"version {version} of θ is not safe: {self.error}")
-            await self._moved.wait()
+        with self._urgently():
+            while self.safe < version:
+                if self.error:
+                    raise StateError(f"version {version} of θ is not safe: {self.error}")
+                await self._moved.wait()
 
     def snapshot_begun(self) -> None:
         """Take note that a snapshot of the current version is on its way: contributions go to a new segment."""
@@ -161,8 +191,9 @@ class Log:
 
     async def close(self) -> None:
         """Write what is left, and end."""
-        while self._writing:
-            await self._moved.wait()
+        with self._urgently():
+            while self._writing or self._pending:
+                await self._moved.wait()
         self._active = False
         self._thread.shutdown()
         self._writer.close()
@@ -174,60 +205,74 @@ class Log:
             self._anchor, self._promised = version, max(self._promised, version)
         self._add(_Begin(version, self._run.job.train, continues))
 
+    @contextmanager
+    def _urgently(self) -> Iterator[None]:
+        """Have what is pending written as soon as possible for as long as somebody waits."""
+        self._waiting += 1
+        self._see_to_it()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
     def _add(self, entry: _Entry) -> None:
         self._pending.append(entry)
-        if not self._writing:
-            self._writing = True
-            # What else this turn of the loop brings belongs to the group.
-            asyncio.get_running_loop().call_soon(self._write)
+        if isinstance(entry, Record):
+            self._pending_bytes += entry.nbytes
+        self._see_to_it()
+
+    def _see_to_it(self) -> None:
+        """Have what is pending written in a while, or soon; what else this turn of the loop brings belongs to it."""
+        if self._writing or not self._pending:
+            return
+        loop = asyncio.get_running_loop()
+        if self._is_urgent and not self._is_due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._is_due = loop.call_soon(self._write), True
+        elif self._timer is None:
+            self._timer = loop.call_later(LINGER_S, self._write)
+
+    @property
+    def _is_urgent(self) -> bool:
+        """Whether somebody waits for what is pending, or it is more than contributions, or many of them."""
+        if self._waiting or self._told or self._work or self._pending_bytes >= LINGER_BYTES:
+            return True
+        return not isinstance(self._pending[-1], Record)
 
     def _write(self) -> None:
-        group, self._pending = self._pending, []
-        if self._is_quick(group):
-            try:
-                self._written(self._writer.write(group))
-            except OSError as error:
-                self._failed(error)
-        else:
-            done = asyncio.get_running_loop().run_in_executor(self._thread, self._writer.write, group)
-            done.add_done_callback(self._returned)
-
-    def _is_quick(self, group: list[_Entry]) -> bool:
-        """Whether the disk takes less time than a thread would take to tell of it."""
-        if self._writer.last_s > QUICK_S:
-            return False
-        return sum(entry.nbytes for entry in group if isinstance(entry, Record)) <= QUICK_BYTES
+        group, self._pending, self._pending_bytes = self._pending, [], 0
+        self._timer, self._is_due, self._writing = None, False, True
+        done = asyncio.get_running_loop().run_in_executor(self._thread, self._writer.write, group)
+        done.add_done_callback(self._returned)
 
     def _returned(self, done: asyncio.Future[int]) -> None:
+        self._writing = False
         error = done.exception()
-        if isinstance(error, OSError):
-            self._failed(error)
-        elif error is not None:
-            raise error
-        else:
+        if error is None:
             self._written(done.result())
+        elif isinstance(error, OSError):
+            self._failed(error)
+        else:
+            raise error
+        self._see_to_it()
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
 
     def _written(self, safe: int) -> None:
         self.safe = safe
-        while self._held and self._held[0][0] <= safe:
-            _, session, messages = self._held.popleft()
-            session.deliver(messages)
-        self._go_on()
+        for held in (self._work, self._told):
+            while held and held[0].version <= safe:
+                _, session, messages = held.popleft()
+                session.deliver(messages)
 
     def _failed(self, error: OSError) -> None:
         # What a failed sync has left on the disk nobody knows, so this segment is not written to again.
         self._active, self.error = False, f"the log cannot be written: {error.strerror}"
         self._pending = [entry for entry in self._pending if isinstance(entry, _Anchor)]
+        self._pending_bytes = 0
         log.error("%s; training waits for the disk", self.error)
         self.snapshot_wanted()
-        self._go_on()
-
-    def _go_on(self) -> None:
-        self._writing = bool(self._pending)
-        if self._writing:
-            asyncio.get_running_loop().call_soon(self._write)
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
 
 
 class _Writer:
@@ -244,8 +289,6 @@ class _Writer:
         #: A snapshot of this version has to be on the disk before what was written is safe; None if one is.
         self._anchor: int | None = None
         self._buffers: list[bytes | memoryview] = []
-        #: Seconds that the last group took.
-        self.last_s = 0.0
 
     def write(self, group: list[_Entry]) -> int:
         """Write a group and return up to which version everything is safe.
@@ -253,7 +296,6 @@ class _Writer:
         Raises:
             OSError: if it cannot be written; the segment has then ended, and records are passed over up to the next.
         """
-        started = time.perf_counter()
         try:
             for entry in group:
                 match entry:
@@ -273,7 +315,6 @@ class _Writer:
             raise
         if any(isinstance(entry, _Anchor) for entry in group):
             self._remove_obsolete()
-        self.last_s = time.perf_counter() - started
         return self._safe
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ _KINDS = {
 
 
 class ContributionLog(Gate, Protocol):
-    """Keeps contributions on the disk; it holds back what is said of them until they are there."""
+    """Keeps contributions on the disk; it holds back what is told of them for good until they are there."""
 
     #: Versions of θ up to this one survive the process.
     safe: int
@@ -506,6 +506,7 @@ class Run:
                 if self.provenance is not None and self.provenance.applied(effect):
                     tables = {} if self.tables is None else self.tables.contents()
                     self.provenance.hashed(version, theta_sha256(named(self.store.layout, self.store.theta, tables)))
+                self._acknowledge(contributions)
                 return None if norm is None else ev.Measured(version, norm)
             case ev.Grant():
                 self._grant(effect)
@@ -530,13 +531,21 @@ class Run:
             case ev.End(status, reason):
                 ended = pb.ServerMessage(ended=pb.JobEnded(job_id=self.job_id, status=status, reason=reason))
                 for name in self._sessions:
-                    self._send(name, ended)
+                    self._send(name, ended, for_good=True)
         return None
 
-    def _send(self, worker: str, message: pb.ServerMessage) -> None:
+    def _send(self, worker: str, message: pb.ServerMessage, for_good: bool = False) -> None:
         session = self._sessions.get(worker)
         if session is not None:
-            session.send(encode(message))
+            session.send(encode(message), for_good=for_good)
+
+    def _acknowledge(self, contributions: Sequence[ev.Contribution]) -> None:
+        """Have those who asked for it be told that their contributions are in θ."""
+        for c in contributions:
+            session = self._sessions.get(c.worker)
+            if session is not None and session.join.acknowledge:
+                acknowledged = pb.Acknowledged(shard=c.shard, epoch=c.epoch, step=c.step)
+                session.send(encode(pb.ServerMessage(acknowledged=acknowledged)), for_good=True)
 
     def _grant(self, grant: ev.Grant) -> None:
         session = self._sessions.get(grant.worker)

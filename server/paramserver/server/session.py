@@ -30,8 +30,11 @@ SMALL = 4096
 class Gate(Protocol):
     """Decides when something may be said."""
 
-    def keeps(self, session: Session, messages: tuple[Message, ...]) -> bool:
-        """Take the messages to deliver them later; False if they may go now."""
+    def keeps(self, session: Session, messages: tuple[Message, ...], for_good: bool) -> bool:
+        """Take the messages to deliver them later; False if they may go now.
+
+        What is told `for_good` is not taken back by a crash: it waits for the disk. Anything else may.
+        """
 
 
 @dataclass(slots=True)
@@ -113,9 +116,9 @@ class Session:
             return False
         return sum(len(answer[-1]) > SMALL for answer in self._outbox) >= MAX_PARAMETERS_WAITING
 
-    def send(self, *messages: Message) -> None:
+    def send(self, *messages: Message, for_good: bool = False) -> None:
         """Queue an answer of encoded messages, or leave it with the gate; never waits."""
-        if self.gate is None or not self.gate.keeps(self, messages):
+        if self.gate is None or not self.gate.keeps(self, messages, for_good):
             self.deliver(messages)
 
     def deliver(self, messages: Sequence[Message]) -> None:

@@ -55,6 +55,9 @@ class Stream:
         self.place: Callable[[int, int], memoryview | None] | None = None
         #: What has come and was not received yet, by the line or on the way to it.
         self._arrived: deque[Data] = deque()
+        #: What `arrives` has begun to read; what was received and put back.
+        self._reading: asyncio.Future[Any] | None = None
+        self._put_back: deque[tuple[pb.ServerMessage, memoryview] | None] = deque()
         #: With a line: the end of the stream, …
         self._ending: asyncio.Future[Any] | None = None
         #: … what is wrong with what comes, …
@@ -71,8 +74,9 @@ class Stream:
     ) -> None:
         if self._line is not None:
             self._line.close()
-        if self._ending is not None:
-            self._ending.cancel()
+        for reading in (self._ending, self._reading):
+            if reading is not None:
+                reading.cancel()
         self._call.cancel()
         await self._channel.close()
 
@@ -104,12 +108,30 @@ class Stream:
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         """Wait for the next message; None when the server has ended the stream."""
-        data = self._arrived.popleft() if self._arrived else await self._next()
+        if self._put_back:
+            return self._put_back.popleft()
+        if self._reading is not None:
+            reading, self._reading = self._reading, None
+            data = await reading
+        else:
+            data = self._arrived.popleft() if self._arrived else await self._next()
         if data is grpc.aio.EOF:
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise await self._failure()
             return None
         return decode_server_message(data)
+
+    async def arrives(self, done: asyncio.Future[Any]) -> bool:
+        """Wait until there is something to receive, or something else is done; whether the former is so."""
+        if not self._put_back:
+            self._reading = self._reading or asyncio.ensure_future(self._next())
+            await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
+            return self._reading.done()
+        return not done.done()
+
+    def put_back(self, received: tuple[pb.ServerMessage, memoryview] | None) -> None:
+        """Have `receive` return this next."""
+        self._put_back.append(received)
 
     async def share(self, proof: bytes, takes_pipes: bool) -> None:
         """Prove that memory is shared, and go over to pipes with a server that takes them.

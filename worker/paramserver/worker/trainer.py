@@ -12,13 +12,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import grpc
 import numpy as np
 
 from paramserver.wire.codecs import chunk_elements
@@ -30,6 +31,7 @@ from paramserver.wire.memory import give_back
 from paramserver.wire.moments import Moments
 from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.acknowledgements import Acknowledgements
 from paramserver.worker.batches import Batch
 from paramserver.worker.encoder import Encoder
 from paramserver.worker.learner import Learner
@@ -63,6 +65,8 @@ class Identity:
     name: str
     accepts: tuple[int, ...] = ()
     pinned: tuple[int, ...] = ()
+    #: Whether the server is to acknowledge each contribution.
+    acknowledge: bool = False
     #: Chosen at random, since a process id alone names nobody: those of containers are all alike.
     instance: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"))
 
@@ -76,6 +80,7 @@ class Identity:
             accepts=self.accepts,
             pinned=self.pinned,
             instance=self.instance,
+            acknowledge=self.acknowledge,
         )
 
 
@@ -89,16 +94,17 @@ class Gradient:
 
 
 #: Computes one step: (learner, θ, shard, step, where the gradient may be written) to its gradient.
-Compute = Callable[[Learner, dict[str, Array], int, int, dict[str, Array]], Awaitable[Gradient]]
+Compute = Callable[[Learner, dict[str, Array], int, int, dict[str, Array]], Coroutine[Any, Any, Gradient]]
 
 
 class Trainer:
     """Works for one server, over any number of streams and jobs.
 
     `compute` replaces the task's own gradient, for a worker with a loop of its own; `on_end` is called whenever a job
-    has ended. `transport` is one of `TRANSPORTS`: `auto` shares memory with a server on this machine and else sends
-    tensors in messages, `stream` always does the latter, and `shm` gives up where memory cannot be shared. Messages go
-    through a connection beside gRPC's where that can be had; with `grpc` they do not.
+    has ended, and `acknowledgements` are told what became of each push. `transport` is one of `TRANSPORTS`: `auto`
+    shares memory with a server on this machine and else sends tensors in messages, `stream` always does the latter, and
+    `shm` gives up where memory cannot be shared. Messages go through a connection beside gRPC's where that can be had;
+    with `grpc` they do not.
     """
 
     def __init__(
@@ -108,7 +114,12 @@ class Trainer:
         compute: Compute | None = None,
         on_end: Callable[[], None] = lambda: None,
         transport: str = "auto",
+        acknowledgements: Acknowledgements | None = None,
     ) -> None:
+        #: None if nobody wants to know.
+        self._acknowledgements = acknowledgements
+        #: What is being computed.
+        self.work = pb.Work()
         self._transport = transport
         self._identity = identity
         self._base = base
@@ -167,6 +178,8 @@ class Trainer:
                 await self._take(stream, *received)
         finally:
             heartbeat.cancel()
+            if self._acknowledgements is not None:
+                self._acknowledgements.give_up()
 
     async def _choose_way(self, stream: Stream, welcome: pb.Welcome) -> None:
         """Share memory with the servers if this process sees theirs, else have messages go beside gRPC, if they can."""
@@ -217,6 +230,9 @@ class Trainer:
                 self._encoder = self._new_encoder(self._replica.layout)
             case "own":
                 self._take_own(message.own, payload)
+            case "acknowledged":
+                if self._acknowledgements is not None:
+                    self._acknowledgements.settle(message.acknowledged.shard, message.acknowledged.step, True)
             case "rows":
                 # Of work that was given up since.
                 pass
@@ -224,6 +240,8 @@ class Trainer:
                 refusal = message.refusal
                 if refusal.code != pb.Refusal.DUPLICATE:
                     self._pushed.pop(refusal.shard, None)
+                    if self._acknowledgements is not None:
+                        self._acknowledgements.settle(refusal.shard, refusal.step, False)
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
@@ -232,6 +250,8 @@ class Trainer:
                 self._learner = self._replica = self._outgoing = self._rows = stream.place = None
                 self._job_id = ""
                 self._working.clear()
+                if self._acknowledgements is not None:
+                    self._acknowledgements.give_up()
                 give_back()
                 self._on_end()
             case other:
@@ -330,6 +350,7 @@ class Trainer:
             await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
 
     async def _carry_out(self, stream: Stream, work: pb.Work) -> None:
+        self.work = work
         if self._fit_one_message(work):
             await self._push_together(stream, work)
             return
@@ -451,7 +472,8 @@ class Trainer:
             wanted = {name: Wanted.of(named) for name, named in keys.items()}
             rows = await exchange.pull(assignment, wanted)
             theta = theta | {name: wanted[name].spread(values) for name, values in rows.items()}
-        gradient = await self._compute(learner, theta, assignment.shard, assignment.step, place.views)
+        computing = self._compute(learner, theta, assignment.shard, assignment.step, place.views)
+        gradient = await (computing if self._acknowledgements is None else self._listening(stream, computing))
         pack(gradient.arrays, place.views, scale=gradient.samples)
         if not is_finite(place.flat):
             check_finite(place.views, f"shard {assignment.shard}, step {assignment.step}: ")
@@ -467,6 +489,29 @@ class Trainer:
             check_finite(sums, f"shard {assignment.shard}, step {assignment.step}: ")
             push.rows, *self._rows_there = await exchange.push(assignment, wanted, sums)
         return place.flat
+
+    async def _listening(self, stream: Stream, computing: Coroutine[Any, Any, Gradient]) -> Gradient:
+        """Compute a gradient and meanwhile hear what became of earlier pushes, for which somebody may be waiting."""
+        assert self._acknowledgements is not None
+        computed = asyncio.ensure_future(computing)
+        try:
+            while await stream.arrives(computed):
+                received = await stream.receive()
+                if received is None or received[0].WhichOneof("kind") not in ("acknowledged", "refusal"):
+                    # The end of the stream or of the job, most likely.
+                    stream.put_back(received)
+                    break
+                await self._take(stream, *received)
+        except (grpc.RpcError, Unreachable):
+            self._acknowledgements.give_up()
+            await computed
+            raise
+        except asyncio.CancelledError:
+            computed.cancel()
+            raise
+        if not computed.done():
+            self._acknowledgements.give_up()
+        return await computed
 
     def _exchange(self, stream: Stream, learner: Learner, layout: Layout) -> DealtRows:
         """Return what pulls and pushes the rows of the job's tables."""

@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from paramserver.wire.errors import ParamserverError
 from paramserver.wire.layout import Array
+from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.acknowledgements import Acknowledgements
 from paramserver.worker.batches import Batch
 from paramserver.worker.learner import Learner
 from paramserver.worker.process import work
@@ -27,16 +29,32 @@ from paramserver.worker.trainer import Gradient, Identity, Trainer
 class Step:
     """One step of one shard: compute the mean gradient of `batch` at `theta` and push it."""
 
-    def __init__(self, shard: int, number: int, theta: dict[str, Array], batch: Batch) -> None:
+    def __init__(
+        self,
+        shard: int,
+        number: int,
+        theta: dict[str, Array],
+        batch: Batch,
+        acknowledged: Future[bool],
+        together: list[Step],
+        count: int,
+    ) -> None:
         self.shard = shard
         self.number = number
-        #: Read-only views by tensor name, in the job's dtype; valid until the push.
+        #: Read-only views by tensor name, in the job's dtype; valid until the push. With `server.durability = "log"`
+        #: they may be ahead of the disk: if the server dies, it comes back without the last updates of θ, and without
+        #: what was computed at them.
         self.theta = theta
         self.batch = batch
         self._result: Future[Gradient] = Future()
+        self._acknowledged = acknowledged
+        #: The steps so far of those `count` that were given out together.
+        self._together = together
+        self._count = count
+        together.append(self)
 
     def push(self, gradient: dict[str, Array], *, loss: float, samples: int) -> None:
-        """Hand in the mean gradient and mean loss over `samples` examples; returns at once.
+        """Hand in the mean gradient and mean loss over `samples` examples; returns at once, see `wait`.
 
         Raises:
             TaskError: if names, shapes or dtypes are not those of `theta`, or a value is not finite.
@@ -48,6 +66,25 @@ class Step:
             raise ParamserverError(f"samples = {samples}; at least one example is needed")
         check_gradient(self.theta, gradient, loss)
         self._result.set_result(Gradient(loss, gradient, samples))
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the push is acknowledged: it is in θ once, and as safe as the job's durability makes it.
+
+        With `server.durability = "log"`, in async and ssp, it outlives the server and the machine's power from then on.
+        False: it was refused, or the job ended or the connection broke before anything was said. If the server knows
+        nothing of it, `steps` gives the step out once more. In sync a step counts with the others of its round.
+
+        Raises:
+            ParamserverError: if it, or one of its round that this worker was given with it, has yet to be pushed.
+            TimeoutError: if nothing is known after `timeout_s` seconds.
+        """
+        missing = self._count - sum(step._result.done() for step in self._together)
+        if missing and not self._acknowledged.done():
+            raise ParamserverError(
+                f"shard {self.shard}, step {self.number} counts together with others of its round: "
+                f"{missing} of them have yet to be pushed"
+            )
+        return self._acknowledged.result(timeout_s)
 
 
 class Worker:
@@ -68,7 +105,8 @@ class Worker:
         connect_timeout_s: float = 60.0,
     ) -> None:
         self._server = server
-        self._identity = Identity(name or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}", shards)
+        name = name or f"{socket.gethostname()}-{os.getpid()}-{id(self):x}"
+        self._identity = Identity(name, shards, acknowledge=True)
         self._base = None if base is None else Path(base)
         self._connect_timeout_s = connect_timeout_s
         #: Steps to compute; None when the job has ended, an error when the worker cannot go on.
@@ -76,6 +114,17 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="paramserver-worker", daemon=True)
         self._loop = asyncio.new_event_loop()
         self._working: asyncio.Task[None] | None = None
+        self._acknowledgements = Acknowledgements()
+        self._trainer = Trainer(
+            self._identity,
+            self._base,
+            self._hand_out,
+            lambda: self._steps.put(None),
+            acknowledgements=self._acknowledgements,
+        )
+        #: The present work, and its steps that were given out.
+        self._present: pb.Work | None = None
+        self._together: list[Step] = []
         self._limits: threadpool_limits | None = None
 
     def __enter__(self) -> Self:
@@ -106,16 +155,15 @@ class Worker:
                 raise ParamserverError(f"shard {step.shard}, step {step.number} was not pushed")
 
     def _run(self) -> None:
-        trainer = Trainer(self._identity, self._base, self._hand_out, lambda: self._steps.put(None))
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             try:
-                runner.run(self._work(trainer))
+                runner.run(self._work())
             except ParamserverError as error:
                 self._steps.put(error)
 
-    async def _work(self, trainer: Trainer) -> None:
+    async def _work(self) -> None:
         self._working = asyncio.current_task()
-        await work(self._server.split(","), trainer, self._connect_timeout_s)
+        await work(self._server.split(","), self._trainer, self._connect_timeout_s)
 
     def _stop(self) -> None:
         if self._working is not None:
@@ -124,6 +172,11 @@ class Worker:
     async def _hand_out(
         self, learner: Learner, theta: dict[str, Array], shard: int, step: int, _out: dict[str, Array]
     ) -> Gradient:
-        handed_out = Step(shard, step, theta, learner.batch(shard, step))
+        work = self._trainer.work
+        if work is not self._present:
+            self._present, self._together = work, []
+        acknowledged = self._acknowledgements.expect(shard, step)
+        batch = learner.batch(shard, step)
+        handed_out = Step(shard, step, theta, batch, acknowledged, self._together, len(work.assignments))
         self._steps.put(handed_out)
         return await asyncio.wrap_future(handed_out._result)

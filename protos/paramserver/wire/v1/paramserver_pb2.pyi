@@ -43,7 +43,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., pull: _Optional[_Union[PullWork, _Mapping]] = ..., survey: _Optional[_Union[Survey, _Mapping]] = ..., initial: _Optional[_Union[Initial, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., slot: _Optional[_Union[Slot, _Mapping]] = ..., pushes: _Optional[_Union[Pushes, _Mapping]] = ..., pull_rows: _Optional[_Union[PullRows, _Mapping]] = ..., push_rows: _Optional[_Union[PushRows, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "moved", "filler", "payload")
+    __slots__ = ("welcome", "job", "census", "layout", "work", "refusal", "ended", "rows", "own", "moved", "acknowledged", "filler", "payload")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     CENSUS_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class ServerMessage(_message.Message):
     ROWS_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     FILLER_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
@@ -66,12 +67,13 @@ class ServerMessage(_message.Message):
     rows: Rows
     own: Own
     moved: Moved
+    acknowledged: Acknowledged
     filler: bytes
     payload: bytes
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job: _Optional[_Union[JobStarted, _Mapping]] = ..., census: _Optional[_Union[Census, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., own: _Optional[_Union[Own, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., acknowledged: _Optional[_Union[Acknowledged, _Mapping]] = ..., filler: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Join(_message.Message):
-    __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "instance", "partition", "partitions")
+    __slots__ = ("protocol", "worker", "host", "pid", "accepts", "pinned", "instance", "acknowledge", "partition", "partitions")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +81,7 @@ class Join(_message.Message):
     ACCEPTS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
@@ -88,9 +91,10 @@ class Join(_message.Message):
     accepts: _containers.RepeatedScalarFieldContainer[int]
     pinned: _containers.RepeatedScalarFieldContainer[int]
     instance: int
+    acknowledge: bool
     partition: int
     partitions: int
-    def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ..., instance: _Optional[int] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., worker: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., accepts: _Optional[_Iterable[int]] = ..., pinned: _Optional[_Iterable[int]] = ..., instance: _Optional[int] = ..., acknowledge: bool = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "chunk_bytes", "probe", "takes_pipes", "port", "ticket", "cluster")
@@ -405,6 +409,16 @@ class Refusal(_message.Message):
     step: int
     reason: str
     def __init__(self, code: _Optional[_Union[Refusal.Code, str]] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Acknowledged(_message.Message):
+    __slots__ = ("shard", "epoch", "step")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    step: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class JobEnded(_message.Message):
     __slots__ = ("job_id", "status", "reason")
