@@ -5,6 +5,7 @@ Two workers and float32 unless a figure says otherwise. A figure that was not me
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -53,14 +54,22 @@ class Figure(NamedTuple):
     told: str
 
     def met(self) -> str:
-        """Return `yes`, `must only`, `no` or `not measured`."""
+        """Return `yes`, `must only`, `aim missed` (where there is only an aim), `no` or `not measured`."""
         if self.value is None:
             return "not measured"
         if self.must is not None and not self.must.holds(self.value):
             return "no"
         if self.aim is not None and not self.aim.holds(self.value):
-            return "no" if self.must is None else "must only"
+            return "aim missed" if self.must is None else "must only"
         return "yes"
+
+
+def number(value: float) -> str:
+    """Return three significant digits, and no power of ten."""
+    if value and abs(value) < 100:
+        digits = max(0, 2 - math.floor(math.log10(abs(value))))
+        return f"{value:.{min(digits, 6)}f}"
+    return f"{value:,.0f}"
 
 
 def figures(results: Results) -> list[Figure]:
@@ -74,13 +83,7 @@ def _rounds(results: Results) -> Iterator[Figure]:
         return {"transport": transport, "size": size, "workers": PAIR, "wire": "full"}
 
     def ms(found: Found) -> tuple[float, str]:
-        return found["median_ms"], f"{found['median_ms']:.2f} ms"
-
-    def both(found: Found) -> str:
-        return f"{found['ratio']:.2f} × ({found['median_ms']:.2f} ms, floor {found['floor_ms']:.2f})"
-
-    def ratio(found: Found) -> tuple[float, str]:
-        return found["ratio"], both(found)
+        return found["median_ms"], f"{number(found['median_ms'])} ms"
 
     for size, must, aim in ((SMALL, 0.4, 0.22), (MIDDLE, 2.0, 1.9), (LARGE, 40.0, 34.0)):
         name = f"shared memory, round, D = {size:,}"
@@ -90,9 +93,9 @@ def _rounds(results: Results) -> Iterator[Figure]:
     yield _figure(results, f"{name} {SMALL:,}", Limit("≤", 0.4, " ms"), None, ms, "rounds", **at_small)
     yield _figure(results, f"{name} {MIDDLE:,}", Limit("≤", 6.5, " ms"), None, ms, "rounds", **at_middle)
     near = Limit("≤", 1.25, " × floor")
-    yield _figure(results, f"{name} {MIDDLE:,}, beside bare sockets", None, near, ratio, "rounds", **at_middle)
+    yield _figure(results, f"{name} {MIDDLE:,}, beside bare sockets", None, near, _beside_floor, "rounds", **at_middle)
     far = Limit("≤", 1.6, " × floor")
-    yield _figure(results, f"{name} {LARGE:,}, beside bare sockets", far, near, ratio, "rounds", **at_large)
+    yield _figure(results, f"{name} {LARGE:,}, beside bare sockets", far, near, _beside_floor, "rounds", **at_large)
 
 
 def _peers(results: Results) -> Iterator[Figure]:
@@ -106,21 +109,20 @@ def _peers(results: Results) -> Iterator[Figure]:
             continue
 
         def beside(found: Found, there: dict[str, float] = there) -> tuple[float, str]:
-            told = ", ".join(f"{NAMES[peer]} {ms:.2f} ms" for peer, ms in there.items())
+            told = ", ".join(f"{NAMES[peer]} {number(ms)} ms" for peer, ms in there.items())
             ratio = found["median_ms"] / min(there.values())
-            return ratio, f"{ratio:.2f} × ({found['median_ms']:.2f} ms; {told})"
+            return ratio, f"{ratio:.2f} × ({number(found['median_ms'])} ms; {told})"
 
         options = {"transport": "shm", "size": size, "workers": PAIR, "wire": "full"}
         yield _figure(results, name, None, half, beside, "rounds", **options)
 
 
 def _codecs(results: Results) -> Iterator[Figure]:
-    def ratio(found: Found) -> tuple[float, str]:
-        return found["ratio"], f"{found['ratio']:.2f} × ({found['median_ms']:.0f} ms, floor {found['floor_ms']:.0f})"
-
     name = f"stream, bf16 both ways, D = {LARGE:,}, beside bare sockets with float32"
     options = {"transport": "stream", "size": LARGE, "workers": PAIR, "wire": "bf16"}
-    yield _figure(results, name, Limit("<", 1.0, " × floor"), Limit("≤", 0.7, " × floor"), ratio, "rounds", **options)
+    yield _figure(
+        results, name, Limit("<", 1.0, " × floor"), Limit("≤", 0.7, " × floor"), _beside_floor, "rounds", **options
+    )
 
 
 def _sizes(results: Results) -> Iterator[Figure]:
@@ -144,7 +146,7 @@ def _memory(results: Results) -> Iterator[Figure]:
     def peak(found: Found) -> tuple[float, str]:
         megabytes = found["peak_rss_mb"]["server"]
         times = megabytes * 2**20 / (4 * LARGE)
-        return times, f"{times:.2f} × θ ({megabytes:.0f} MB)"
+        return times, f"{times:.2f} × θ ({megabytes:.0f} MiB)"
 
     for transport, most in (("shm", 4), ("stream", 6)):
         name = f"{NAMES[transport]}, the server's peak memory, D = {LARGE:,}"
@@ -159,8 +161,8 @@ def _memory(results: Results) -> Iterator[Figure]:
         options = results.cells("flat", transport=transport)[0].options
         seconds, megabytes = np.array(growth.settled(found["samples"])).T
         grown = growth.slope(seconds, megabytes) * (seconds[-1] - seconds[0])
-        told = f"{grown:+.1f} MB at {np.median(megabytes):.0f} MB in three quarters of {options['rounds']:,} rounds"
-        flat = Limit("≤", round(growth.allowed_mb(megabytes), 1), " MB: flat")
+        told = f"{grown:+.1f} MiB at {np.median(megabytes):.0f} MiB in three quarters of {options['rounds']:,} rounds"
+        flat = Limit("≤", round(growth.allowed_mb(megabytes), 1), " MiB: flat")
         yield Figure(f"{name}, D = {options['size']:,}", None, flat, float(grown), told)
 
 
@@ -197,7 +199,7 @@ def _scaling(results: Results) -> Iterator[Figure]:
 def _partitions(results: Results) -> Iterator[Figure]:
     def ratio(found: Found) -> tuple[float, str]:
         one, several = (statistics.median(found[name]) for name in ("one_ms", "several_ms"))
-        return found["ratio"], f"{found['ratio']:.2f} × ({several:.2f} ms beside {one:.2f})"
+        return found["ratio"], f"{found['ratio']:.2f} × ({number(several)} ms beside {number(one)})"
 
     for transport in TRANSPORTS:
         for size in (MIDDLE, LARGE):
@@ -220,6 +222,11 @@ def _accuracy(results: Results) -> Iterator[Figure]:
 
             told = f"Fashion-MNIST, batch {batch}, examples/s of {name} beside {base}"
             yield _figure(results, told, Limit("≥", least, " ×"), None, faster, "accuracy", batch=batch)
+
+
+def _beside_floor(found: Found) -> tuple[float, str]:
+    told = f"{found['ratio']:.2f} × ({number(found['median_ms'])} ms, floor {number(found['floor_ms'])})"
+    return found["ratio"], told
 
 
 def _figure(

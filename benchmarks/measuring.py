@@ -29,7 +29,7 @@ from paramserver.client.bench.rounds import counted_s, measure_rounds, run_round
 #: A cell that takes longer hangs.
 LIMIT_S = 900.0
 #: Memory that stays free, so that the system never has to choose whom to kill.
-RESERVE_MB = 1024.0
+RESERVE_MB = 1536.0
 #: Exit status of a cell or peer whose data or packages are not here.
 MISSING = 3
 
@@ -68,7 +68,7 @@ def message_size(transport: str, sizes: list[int], rounds: list[int]) -> Found:
 def fits(transport: str, size: int, rounds: int) -> Found:
     """Watch the memory of all processes together while a large θ trains."""
     before = available_mb()
-    watch = MemoryWatch(0.5, together=True, least_mb=RESERVE_MB)
+    watch = MemoryWatch(0.1, together=True, least_mb=RESERVE_MB)
     ran = run_rounds(size, PAIR, rounds, transport, watch=watch)
     return {
         "together_mb": max(sample.together_mb for sample in watch.samples),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accuracy
-from benchmarks.figures import NAMES, figures
+from benchmarks.figures import NAMES, Figure, figures, number
 from benchmarks.machine import ROOT
 from benchmarks.plan import PAIR, Cell
 from benchmarks.results import Found, Record, Results
@@ -37,6 +37,7 @@ def machine(results: Results) -> list[str]:
 
 def promises(results: Results) -> list[str]:
     """The table of figures, and whatever failed."""
+    promised = figures(results)
     body = [
         (
             figure.name,
@@ -45,10 +46,12 @@ def promises(results: Results) -> list[str]:
             figure.told if figure.value is not None else f"– ({figure.told})",
             figure.met(),
         )
-        for figure in figures(results)
+        for figure in promised
     ]
     failed = [f"- `{Cell(record.kind, record.options)}`: {record.error}" for record in results.records if record.error]
     return [
+        _count(promised),
+        "",
         *table(("figure", "must", "aim", "measured", "met?"), body),
         *(["", "Cells without a result:", "", *failed] if failed else []),
     ]
@@ -66,7 +69,7 @@ def rounds(results: Results) -> list[str]:
             f"{found['peak_rss_mb']['server']:.0f}",
         ]
 
-    head = ("transport", "D", "workers", "round, ms", "p10 to p90", "floor, ms", "ratio", *_CPU, "server MB")
+    head = ("transport", "D", "workers", "round, ms", "p10 to p90", "floor, ms", "ratio", *_CPU, "server MiB")
     records = sorted(results.cells("rounds", wire="full"), key=lambda r: (r.options["transport"], r.options["size"]))
     return _rows(head, records, cells)
 
@@ -97,7 +100,9 @@ def sizes(results: Results) -> list[str]:
     """Large θ: throughput, and all memory."""
 
     def speed(found: Found) -> list[str]:
-        each = (f"{ms:.0f} ms, {rate:.2f} GB/s" for ms, rate in zip(found["median_ms"], found["gb_per_s"], strict=True))
+        each = (
+            f"{number(ms)} ms, {rate:.2f} GB/s" for ms, rate in zip(found["median_ms"], found["gb_per_s"], strict=True)
+        )
         return [NAMES[found["transport"]], *each, f"{found['ratio']:.2f}"]
 
     def memory(found: Found) -> list[str]:
@@ -133,13 +138,13 @@ def peers(results: Results) -> list[str]:
             [
                 f"{name} {found['version']}",
                 f"{size:,}",
-                f"{found['median_ms']:.2f}",
-                f"{found['p10_ms']:.2f} to {found['p90_ms']:.2f}",
-                f"{found['cpu_s_per_gb']:.2f}",
+                number(found["median_ms"]),
+                f"{number(found['p10_ms'])} to {number(found['p90_ms'])}",
+                number(found["cpu_s_per_gb"]),
                 ", ".join(each),
             ]
         )
-    return table(("peer", "D", "round, ms", "p10 to p90", "CPU s/GB", "MB of each process"), body)
+    return table(("peer", "D", "round, ms", "p10 to p90", "CPU s/GB", "MiB of each process"), body)
 
 
 def pulls(results: Results) -> list[str]:
@@ -166,7 +171,7 @@ def rows(results: Results) -> list[str]:
     """A table of rows."""
 
     def cells(found: Found) -> list[str]:
-        times = (f"{found[name]:.2f}" for name in ("pull_ms", "push_ms", "floor_ms", "ratio"))
+        times = (number(found[name]) for name in ("pull_ms", "push_ms", "floor_ms", "ratio"))
         return [f"{found['rows']:,} × {found['dim']}", f"{found['batch']:,}", *times, f"{found['memory_ratio']:.2f}"]
 
     head = ("rows", "batch", "pull, ms", "push, ms", "floor of both, ms", "ratio", "memory ÷ bare rows")
@@ -187,13 +192,13 @@ def fashion(results: Results) -> list[str]:
                 [
                     batch,
                     name,
-                    _spread([run["samples_per_s"] for run in found], ",.0f"),
+                    _spread([run["samples_per_s"] for run in found]),
                     *(_spread(accuracy.ratios(runs, name, base)) for base in (accuracy.PLAIN, accuracy.ONE)),
                     f"{statistics.median(run['seconds'] for run in found):.2f}",
                     f"{statistics.median(run['accuracy'] for run in found):.3f}",
                 ]
             )
-    head = ("batch", f"{epochs} epochs", "examples/s", "× plain", "× one worker", "seconds", "test accuracy")
+    head = ("batch", f"way, {epochs} epochs", "examples/s", "× plain", "× one worker", "seconds", "test accuracy")
     return table(head, body)
 
 
@@ -234,23 +239,33 @@ def replaced(text: str, name: str, lines: Sequence[str]) -> str:
     return new
 
 
+def _count(promised: Sequence[Figure]) -> str:
+    musts = [figure for figure in promised if figure.must is not None]
+    aims = [figure for figure in promised if figure.aim is not None]
+    reached = sum(figure.met() in ("yes", "must only") for figure in musts)
+    aimed = sum(figure.met() == "yes" for figure in aims)
+    unknown = sum(figure.value is None for figure in promised)
+    return (
+        f"{reached} of {len(musts)} musts and {aimed} of {len(aims)} aims are met; {unknown} figures were not measured."
+    )
+
+
 _CPU = ("CPU s/GB", "floor, s/GB")
 
 
 def _beside_floor(found: Found) -> list[str]:
     return [
-        f"{found['median_ms']:.2f}",
-        f"{found['p10_ms']:.2f} to {found['p90_ms']:.2f}",
-        f"{found['floor_ms']:.2f}",
-        f"{found['ratio']:.2f}",
-        f"{found['cpu_s_per_gb']:.2f}",
-        f"{found['floor_cpu_s_per_gb']:.2f}",
+        number(found["median_ms"]),
+        f"{number(found['p10_ms'])} to {number(found['p90_ms'])}",
+        *(number(found[name]) for name in ("floor_ms", "ratio", "cpu_s_per_gb", "floor_cpu_s_per_gb")),
     ]
 
 
-def _spread(values: Sequence[float], form: str = ".2f") -> str:
-    """Return the median and, in brackets, the extremes."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+def _spread(values: Sequence[float]) -> str:
+    """Return the median and, in brackets, the extremes of several."""
+    if len(values) == 1:
+        return number(values[0])
+    return f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
 
 
 def _rows(head: Sequence[str], records: Sequence[Record], cells: Callable[[Found], list[str]]) -> list[str]:

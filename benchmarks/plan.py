@@ -52,7 +52,7 @@ class Cell(NamedTuple):
 class Effort(NamedTuple):
     """How much is measured."""
 
-    #: Rounds by size, with up to two workers; more workers make half as many.
+    #: Rounds by size, with up to two workers, and pulls; more workers make half as many, and two servers too.
     rounds: dict[int, int]
     #: Numbers of workers by size.
     workers: dict[int, tuple[int, ...]]
@@ -64,7 +64,6 @@ class Effort(NamedTuple):
     three_gb_rounds: int
     #: Size and rounds over which the server's memory is watched.
     flat: tuple[int, int]
-    pulls: int
     updates: int
     #: Rows of the table.
     rows: int
@@ -80,7 +79,6 @@ FULL = Effort(
     huge_rounds=(15, 6),
     three_gb_rounds=3,
     flat=(LARGE, 1_000),
-    pulls=50,
     updates=20,
     rows=10_000_000,
     repeats=3,
@@ -88,12 +86,11 @@ FULL = Effort(
 )
 QUICK = Effort(
     rounds={SMALL: 500, MIDDLE: 50, LARGE: 8},
-    workers={SMALL: WORKERS, MIDDLE: WORKERS, LARGE: (PAIR,)},
+    workers={SMALL: WORKERS, MIDDLE: (PAIR, 2 * PAIR), LARGE: (PAIR,)},
     turns=1,
     huge_rounds=(5, 3),
     three_gb_rounds=0,
     flat=(MIDDLE, 1_000),
-    pulls=10,
     updates=5,
     rows=1_000_000,
     repeats=1,
@@ -117,7 +114,8 @@ def cells(effort: Effort) -> Iterator[Cell]:
         yield Cell("rounds", {**options, "transport": "stream", "wire": wire})
     for size in (MIDDLE, LARGE):
         for transport in TRANSPORTS:
-            options = {"size": size, "rounds": effort.rounds[size], "transport": transport}
+            rounds = max(5, effort.rounds[size] // 2)
+            options = {"size": size, "rounds": rounds, "transport": transport}
             yield Cell("partitions", {**options, "servers": 2, "turns": effort.turns})
     for transport in TRANSPORTS:
         small, huge = effort.huge_rounds
@@ -130,7 +128,7 @@ def cells(effort: Effort) -> Iterator[Cell]:
         yield Cell("flat", {"transport": transport, "size": size, "rounds": rounds})
     for size in SIZES:
         for transport in TRANSPORTS:
-            yield Cell("pulls", {"size": size, "transport": transport, "pulls": effort.pulls})
+            yield Cell("pulls", {"size": size, "transport": transport, "pulls": effort.rounds[size]})
     for update in UPDATES:
         yield Cell("updates", {"size": LARGE, "updates": effort.updates, **update})
     yield Cell("table", {"rows": effort.rows})

@@ -85,7 +85,7 @@ def _memory(results: Results, figure: Figure) -> bool:
             share = [100 * second / seconds[-1] for second in seconds]
             label = f"{NAMES[transport]}, {record.options['rounds']:,} rounds of D = {record.options['size']:,}"
             axes.plot(share, megabytes, color=STYLES[transport][0], label=label)
-    axes.set(title="The server's resident memory", xlabel="percent of the run", ylabel="MB", ylim=(0, None))
+    axes.set(title="The server's resident memory", xlabel="percent of the run", ylabel="MiB", ylim=(0, None))
     _plain(axes)
     if axes.has_data():
         axes.legend(frameon=False, fontsize=9, loc="lower right")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import accuracy, measuring
-from benchmarks.figures import Figure, Limit, figures
+from benchmarks.figures import Figure, Limit, figures, number
 from benchmarks.plan import FULL, LARGE, MIDDLE, PAIR, QUICK, SMALL, TRANSPORTS, cells
 from benchmarks.results import Record, Results
 
@@ -39,7 +39,7 @@ def figure(records: list[Record], start: str) -> Figure:
         (Limit("≤", 2), Limit("≤", 1), 1.01, "must only"),
         (Limit("≤", 2), Limit("≤", 1), 2.01, "no"),
         (Limit("≤", 2), None, 2.0, "yes"),
-        (None, Limit("≤", 1), 1.5, "no"),
+        (None, Limit("≤", 1), 1.5, "aim missed"),
         (Limit("≥", 2), None, 1.99, "no"),
         (Limit("<", 1), None, 1.0, "no"),
         (Limit("≤", 2), Limit("≤", 1), None, "not measured"),
@@ -98,7 +98,7 @@ def test_memory_counts_bytes_of_theta() -> None:
         assert (found.value, found.met()) == (pytest.approx(times), met)
 
 
-@pytest.mark.parametrize(("per_sample", "met"), [(0.0, "yes"), (1.0, "no")])
+@pytest.mark.parametrize(("per_sample", "met"), [(0.0, "yes"), (1.0, "aim missed")])
 def test_memory_that_grows_with_rounds_is_found(per_sample: float, met: str) -> None:
     warm_up = [[float(n), 10.0 * n] for n in range(10)]
     samples = warm_up + [[float(n), 100 + (n % 3) + per_sample * n] for n in range(10, 100)]
@@ -146,3 +146,9 @@ def test_a_full_run_measures_every_figure() -> None:
     records = [Record(cell.kind, cell.options, answers.get(cell.kind)) for cell in cells(FULL)]
     assert [each.name for each in figures(Results({}, records)) if each.value is None] == []
     assert {cell.options["transport"] for cell in cells(FULL) if "transport" in cell.options} == set(TRANSPORTS)
+
+
+def test_numbers_have_three_digits() -> None:
+    values = (0.0, 0.000951, 0.04217, 0.5, 1.2345, 12.345, 123.45, 12345.6, -0.25)
+    told = ["0", "0.000951", "0.0422", "0.500", "1.23", "12.3", "123", "12,346", "-0.250"]
+    assert [number(value) for value in values] == told
