@@ -124,7 +124,7 @@ def peer(peer: str, size: int, workers: int, rounds: int) -> Found:
     if done.returncode == MISSING:
         raise Missing("not installed: `make peers`")
     if done.returncode:
-        raise RuntimeError(_last_line(done.stderr))
+        raise RuntimeError(_error(done.stderr))
     found: Found = json.loads(_last_line(done.stdout))
     return found
 
@@ -152,7 +152,7 @@ def measure(cell: Cell, limit_s: float = LIMIT_S) -> Record:
     ) as process:
         try:
             out, said = process.communicate(timeout=limit_s)
-            error = "" if process.returncode == 0 else _last_line(said) or f"exit status {process.returncode}"
+            error = "" if process.returncode == 0 else _error(said) or f"exit status {process.returncode}"
         except subprocess.TimeoutExpired:
             out, error = "", f"given up after {limit_s:g} s"
         finally:
@@ -171,6 +171,11 @@ def _median_ms(size: int, rounds: int, transport: str, servers: int = 1) -> floa
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else ""
+
+
+def _error(said: str) -> str:
+    """Return the line that names an error; what is indented below it quotes logs."""
+    return _last_line("\n".join(line for line in said.splitlines() if not line.startswith(" ")))
 
 
 def main() -> None:

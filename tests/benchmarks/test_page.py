@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import accuracy, page, results
+from benchmarks import accuracy, measuring, page, results
 from benchmarks.measuring import measure
 from benchmarks.plan import QUICK, Cell, cells
 from benchmarks.results import Record, Results
@@ -111,6 +111,14 @@ def test_a_cell_that_fails_or_hangs_is_a_record() -> None:
     assert "size is 0, allowed are 1 and more" in failed.error
     hung = measure(Cell("table", {"rows": 10**7}), limit_s=0.01)
     assert hung.error == "given up after 0.01 s"
+
+
+def test_an_error_is_told_by_its_own_line() -> None:
+    said = (
+        "Traceback (most recent call last):\n  File x\nJobFailed: server was killed; the end of its log:\n  INFO fine\n"
+    )
+    assert measuring._error(said) == "JobFailed: server was killed; the end of its log:"
+    assert measuring._error("") == ""
 
 
 def test_a_peer_that_is_not_installed_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
