@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PROTO := protos/paramserver/wire/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test accounting simulate bench experiments kills leaks soak check lint types proto check-proto clean
+.PHONY: help setup demo test accounting simulate bench peers experiments kills leaks soak check lint types proto check-proto clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,14 +36,17 @@ simulate: $(READY) ## simulate training under faults: SEEDS=10000, or SEED=7 wit
 	@PYTHONPATH=tests $(BIN)/python -m simulation \
 	    $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST))
 
-bench: $(READY) ## measure rounds, updates and pulls (about ten minutes on an idle machine)
-	$(BIN)/python benchmarks/rounds.py --write
-	@for how in "" "--momentum 0.9" "--momentum 0.9 --numpy" "--optimizer adam" "--optimizer adam --numpy"; do \
-	    $(BIN)/paramserver bench apply $$how || exit 1; done
-	@for transport in shm stream; do for size in 1000 1000000 25000000; do \
-	    $(BIN)/paramserver bench pull --transport $$transport --size $$size --pulls 50 || exit 1; done; done
-	$(BIN)/python benchmarks/tables.py
-	$(BIN)/python benchmarks/accuracy.py --write
+# Idle: under 25 minutes, or five with QUICK=1, which leaves the page alone.
+bench: $(READY) ## measure all of docs/performance.md in one run and write it; QUICK=1 for a look
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick,--write)
+
+# Not an extra of the project: nobody needs them to use it.
+peers: .venv-peers/.ready ## install what `make bench` compares with where it can: gloo (torch) and Ray
+
+.venv-peers/.ready:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet numpy 'torch==2.13.0' ray
+	touch .venv-peers/.ready
 
 EXPERIMENTS := stragglers delays compression local_steps byzantine
 
@@ -59,10 +62,10 @@ kills: $(READY) ## 200 kill -9 of servers and workers over both transports, with
 
 SECONDS ?= 3600
 soak: $(READY) ## SECONDS (an hour) of jobs with kill -9 of workers: flat memory and descriptors?
-	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
+	$(BIN)/python -m benchmarks.soak --seconds $(SECONDS)
 
 leaks: $(READY) ## 200 kill -9 of workers that share memory: does anything stay behind?
-	$(BIN)/python benchmarks/soak.py --kills 200 --pause 0.3
+	$(BIN)/python -m benchmarks.soak --kills 200 --pause 0.3
 
 check: lint types check-proto ## lint, types and the stub check
 
@@ -92,4 +95,4 @@ check-proto: .venv-proto/.ready ## fail if the committed stubs differ from the .
 	done && echo "stubs match the .proto"
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-proto dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-proto .venv-peers dist build runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

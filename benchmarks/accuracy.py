@@ -1,6 +1,6 @@
-"""Times Fashion-MNIST training by one worker, by two and by plain numpy, and writes the table of docs/performance.md.
+"""Times Fashion-MNIST training by one worker, by two and by plain numpy.
 
-    python benchmarks/accuracy.py [--batches 256 1024] [--epochs 2] [--repeats 3] [--write]
+    python -m benchmarks.accuracy [--batches 256 1024] [--epochs 2] [--repeats 3]
 
 A perceptron (784-256-10, relu) in synchronous rounds of two shards, for each size of their batches. The plain loop has
 no server and takes as many examples a step as a round has. Two such loops at once, which exchange nothing, are what
@@ -28,7 +28,6 @@ from threadpoolctl import threadpool_limits
 
 from paramserver.client import Job, train
 from paramserver.worker.data import open_source
-from rounds import PAGE, machine, replace
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SHARDS, HIDDEN, RATE, MOMENTUM = 2, 256, 0.1, 0.9
@@ -129,64 +128,52 @@ def _read(folder: Path, part: str) -> tuple[Array, Array]:
     return source.read(0, source.rows)
 
 
+PLAIN, ONE, TWO = "plain numpy, no server", "one worker", "two workers"
+
 #: How to train, by name: (folder, batch, epochs) to what came out.
 WAYS: dict[str, Callable[[Path, int, int], Ran]] = {
-    "plain numpy, no server": plain,
-    "one worker": partial(served, workers=1),
-    "two workers": partial(served, workers=2),
+    PLAIN: plain,
+    ONE: partial(served, workers=1),
+    TWO: partial(served, workers=2),
     "two plain loops at once": two_plain,
 }
 
 
+def measure(folder: Path, batch: int, epochs: int, repeats: int) -> dict[str, list[dict[str, float]]]:
+    """Return the runs of every way of training, one for each repeat."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    for _ in range(repeats):
+        for name, way in WAYS.items():
+            runs[name].append(way(folder, batch, epochs)._asdict())
+    return runs
+
+
+def ratios(runs: dict[str, list[dict[str, float]]], name: str, base: str) -> list[float]:
+    """Return how much faster one way is than another, within each repeat."""
+    pairs = zip(runs[name], runs[base], strict=True)
+    return [run["samples_per_s"] / other["samples_per_s"] for run, other in pairs]
+
+
 def main() -> None:
-    """Measure and print the table; with --write also put it into the page."""
+    """Measure and print the median of each way."""
     parser = argparse.ArgumentParser(description="Time Fashion-MNIST by one worker, by two and by plain numpy.")
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024], help="examples of a shard in a round")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, default=FOLDER, help="folder of the idx files (default: %(default)s)")
-    parser.add_argument("--write", action="store_true", help=f"replace the table in {PAGE.name}")
     arguments = parser.parse_args()
-    folder, epochs = arguments.data, arguments.epochs
-    if not folder.is_dir():
-        print(f"passed over: {folder} does not exist; Debian's package dataset-fashion-mnist holds it")
+    if not arguments.data.is_dir():
+        print(f"passed over: {arguments.data} does not exist; Debian's package dataset-fashion-mnist holds it")
         return
-    lines = [
-        f"| batch | {epochs} epochs | examples/s | × plain | × one worker | seconds | test accuracy |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    print("\n".join(lines))
     for batch in arguments.batches:
-        runs: dict[str, list[Ran]] = {name: [] for name in WAYS}
-        for _ in range(arguments.repeats):
-            for name, way in WAYS.items():
-                runs[name].append(way(folder, batch, epochs))
-        lines += rows(batch, runs)
-        print("\n".join(lines[-len(WAYS) :]), flush=True)
-    if arguments.write:
-        replace("accuracy", [machine(), "", *lines])
-
-
-def rows(batch: int, runs: dict[str, list[Ran]]) -> list[str]:
-    """Return the lines of one batch size: medians with the extremes of the repeats, and ratios within each repeat."""
-    lines = []
-    for name, found in runs.items():
-        rates = [run.samples_per_s for run in found]
-        ratios = [
-            [run.samples_per_s / other.samples_per_s for run, other in zip(found, runs[base], strict=True)]
-            for base in ("plain numpy, no server", "one worker")
-        ]
-        lines.append(
-            f"| {batch} | {name} | {spread(rates, ',.0f')} | {' | '.join(spread(ratio, '.2f') for ratio in ratios)} "
-            f"| {statistics.median(run.seconds for run in found):.2f} "
-            f"| {statistics.median(run.accuracy for run in found):.3f} |"
-        )
-    return lines
-
-
-def spread(values: list[float], form: str) -> str:
-    """Return the median and, in brackets, the extremes."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+        runs = measure(arguments.data, batch, arguments.epochs, arguments.repeats)
+        for name, found in runs.items():
+            rate = statistics.median(run["samples_per_s"] for run in found)
+            print(
+                f"batch {batch}, {name}: {rate:,.0f} examples/s, "
+                f"{statistics.median(ratios(runs, name, PLAIN)):.2f} × plain, "
+                f"accuracy {statistics.median(run['accuracy'] for run in found):.3f}"
+            )
 
 
 if __name__ == "__main__":

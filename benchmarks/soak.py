@@ -1,6 +1,6 @@
 """Trains job after job while workers are killed, and looks whether the server's memory and descriptors stay flat.
 
-`python benchmarks/soak.py --seconds 3600`, or `--kills 200` to end after so many `kill -9`. Jobs take turns in mode,
+`python -m benchmarks.soak --seconds 3600`, or `--kills 200` to end after so many `kill -9`. Jobs take turns in mode,
 workers in transport. After every job the server is measured; a line through the second three quarters of the
 measurements tells growth from noise. Exit status 0: PASS.
 """
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.growth import allowed_mb, settled, slope
 from paramserver.client import Client, Job
 from paramserver.client.launch import START_S, LocalCluster
 from paramserver.wire.fingerprint import theta_sha256
@@ -38,9 +39,6 @@ class Wide:
 
 MODES = ("sync", "async", "ssp")
 WORKERS, STEPS = 4, 150
-
-#: Growth that a line may show: noise of the allocator.
-GROWTH_SHARE, GROWTH_MB = 0.02, 4.0
 
 
 class Sample(NamedTuple):
@@ -64,27 +62,17 @@ def measure(pid: int, seconds: float) -> Sample:
     return Sample(seconds, int(status["RssAnon"].split()[0]) / 1024, descriptors, int(status["Threads"]), segments)
 
 
-def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the median slope of all pairs, which a few outliers do not move (Sen 1968)."""
-    # Medians of up to 200 groups of neighbours keep the pairs few.
-    groups = np.array_split(np.arange(x.size), min(200, x.size))
-    x, y = (np.array([np.median(values[group]) for group in groups]) for values in (x, y))
-    i, j = np.triu_indices(x.size, 1)
-    return float(np.median((y[j] - y[i]) / (x[j] - x[i]))) if i.size else 0.0
-
-
 def judge(samples: list[Sample]) -> list[str]:
     """Return what grew; empty if nothing did. Say what was found."""
-    settled = samples[len(samples) // 4 :]
-    if len(settled) < 8:
+    counted = settled(samples)
+    if len(counted) < 8:
         return [f"only {len(samples)} measurements; run for longer"]
-    columns = Sample(*(np.array(column, float) for column in zip(*settled, strict=True)))
-    span = columns.seconds[-1] - columns.seconds[0]
+    seconds, *columns = np.array(counted, float).T
+    span = seconds[-1] - seconds[0]
     grew = []
-    for name in ("memory_mb", "descriptors", "threads", "segments"):
-        values = getattr(columns, name)
-        growth = slope(columns.seconds, values) * span
-        allowed = max(GROWTH_MB, GROWTH_SHARE * np.mean(values)) if name == "memory_mb" else 1.0
+    for name, values in zip(Sample._fields[1:], columns, strict=True):
+        growth = slope(seconds, values) * span
+        allowed = allowed_mb(values) if name == "memory_mb" else 1.0
         print(
             f"{name:<12} mean {np.mean(values):8.1f}, {np.min(values):.1f} to {np.max(values):.1f}, fitted growth "
             f"{growth:+.2f} over {span:.0f} s ({growth / span * 3600:+.2f} per hour), allowed {allowed:.1f}"

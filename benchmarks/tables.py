@@ -1,6 +1,6 @@
 """Measures a table beside bare numpy: time of pulling and pushing a batch, and memory beside what must be held.
 
-    python benchmarks/tables.py [--rows 10000000] [--dim 16] [--batch 10000] [--optimizer sgd]
+    python -m benchmarks.tables [--rows 10000000] [--dim 16] [--batch 10000] [--optimizer sgd]
 
 The floor is what no table can do without: `take` and assignment of the batch's rows on a resident array of the same
 size, whose places are known. A pull finds the keys and copies their rows out; a push finds them again, reads the rows
@@ -24,6 +24,7 @@ from paramserver.wire.job import OptimizerSection
 from paramserver.wire.memory import keep_freed_memory
 from paramserver.wire.tables import Table, mix
 
+DIM, BATCH = 16, 10_000
 REPEATS = 40
 #: Rows that are put in at once.
 FILL = 1 << 18
@@ -51,8 +52,9 @@ def filled(rows: int, dim: int, optimizer: Optimizer) -> Rows:
 
 def measure(rows: int, dim: int, batch: int, optimizer: str) -> dict[str, Any]:
     """Return the medians, their ratio and the memory."""
+    keep_freed_memory()
     rng = np.random.default_rng(0)
-    made = make_optimizer(OptimizerSection(name=optimizer))
+    made = make_optimizer(OptimizerSection.model_validate({"name": optimizer}))
     # What compiling and one filling take for the moment is no part of a table.
     filled(min(FILL, rows), dim, made)
     before = resident_bytes()
@@ -98,11 +100,10 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description="Measure a table beside bare numpy.")
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=10_000)
+    parser.add_argument("--dim", type=int, default=DIM)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--optimizer", default="sgd")
     arguments = parser.parse_args()
-    keep_freed_memory()
     found = measure(arguments.rows, arguments.dim, arguments.batch, arguments.optimizer)
     print(json.dumps({name: round(v, 3) if isinstance(v, float) else v for name, v in found.items()}))
 

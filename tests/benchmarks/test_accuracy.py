@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
-import pytest
 
+from benchmarks import accuracy
 from paramserver.worker.batches import Batch
 from paramserver.worker.tasks import load_task
 
 
-@pytest.fixture
-def accuracy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module("accuracy")
-
-
-def test_the_plain_gradient_is_that_of_the_task(accuracy: ModuleType) -> None:
+def test_the_plain_gradient_is_that_of_the_task() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.random((7, 5)).astype(np.float32), rng.integers(0, 10, 7)
     task = load_task("mlp", {"hidden": [4]})
@@ -32,9 +22,7 @@ def test_the_plain_gradient_is_that_of_the_task(accuracy: ModuleType) -> None:
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-7)
 
 
-def test_ratios_are_taken_within_each_repeat(accuracy: ModuleType) -> None:
-    speeds = {"plain numpy, no server": [100, 50], "one worker": [80, 45], "two workers": [160, 90]}
-    runs = {name: [accuracy.Ran(float(rate), 1.0, 0.8) for rate in found] for name, found in speeds.items()}
-    lines = accuracy.rows(256, runs)
-    assert "| 0.85 (0.80 to 0.90) |" in lines[1]
-    assert "| 2.00 (2.00 to 2.00) |" in lines[2]
+def test_ratios_are_taken_within_each_repeat() -> None:
+    speeds = {accuracy.PLAIN: [100.0, 50.0], accuracy.ONE: [80.0, 45.0]}
+    runs = {name: [{"samples_per_s": rate} for rate in found] for name, found in speeds.items()}
+    assert accuracy.ratios(runs, accuracy.ONE, accuracy.PLAIN) == [0.8, 0.9]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from paramserver.client.bench.running import check_least, memory_mb
+from paramserver.client.bench.memory import memory_mb
+from paramserver.client.bench.running import check_least
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import fused
 from paramserver.server.store import CHUNK_BYTES

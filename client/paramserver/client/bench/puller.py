@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paramserver.client.bench.running import cpu_s, memory_mb
+from paramserver.client.bench.memory import memory_mb
+from paramserver.client.bench.running import cpu_s
 from paramserver.wire.errors import ProtocolError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Layout

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paramserver.client.bench import floor
-from paramserver.client.bench.rounds import WARM_UP
+from paramserver.client.bench.rounds import SHARED, WARM_UP
 from paramserver.client.bench.running import check_least
 from paramserver.client.connection.client import Client
 from paramserver.client.launch import LocalCluster, check_transport
@@ -56,7 +56,7 @@ def measure_pulls(size: int, pulls: int, transport: str = "auto") -> Pulled:
     """
     check_least(size=(size, 1), pulls=(pulls, 5))
     check_transport(transport)
-    time_floor = floor.pulls_over_sockets if transport == "stream" else floor.pulls_through_memory
+    time_floor = floor.pulls_through_memory if transport in SHARED else floor.pulls_over_sockets
     half = max(5, pulls // 2)
     before = time_floor(size, half)
     ran = _run(size, pulls, transport)

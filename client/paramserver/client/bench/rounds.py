@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from paramserver.client.bench import floor
-from paramserver.client.bench.running import check_least, run
+from paramserver.client.bench.memory import MemoryWatch
+from paramserver.client.bench.running import Ran, check_least, run
 from paramserver.client.launch import check_transport
 from paramserver.wire.job import Job, WireSection
 
 #: The first rounds touch memory for the first time and are not counted.
 WARM_UP = 0.2
+#: Transports whose floor is memory; that of all others is sockets.
+SHARED = ("auto", "shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +63,14 @@ def measure_rounds(
     """
     check_least(size=(size, 1), workers=(workers, 1), rounds=(rounds, 5), servers=(servers, 1))
     check_transport(transport)
-    time_floor = floor.over_sockets if transport == "stream" else floor.through_memory
+    time_floor = floor.through_memory if transport in SHARED else floor.over_sockets
     # Half of the floor before and half after, so that a machine that gets busier shows in both.
     half = max(5, rounds // 2)
     before = time_floor(size, workers, half)
-    rounds_s, cpu_s, peaks, moved = _run(size, workers, rounds, transport, wire, servers)
+    ran = run_rounds(size, workers, rounds, transport, wire, servers)
     after = time_floor(size, workers, half)
     gigabytes = 2 * workers * size * 4 / 1e9
-    counted = rounds_s[int(len(rounds_s) * WARM_UP) :]
+    counted = counted_s(ran)
     floor_s = statistics.median(before.rounds_s[1:] + after.rounds_s[1:])
     median = statistics.median(counted)
     deciles = statistics.quantiles(counted, n=10)
@@ -77,23 +80,35 @@ def measure_rounds(
         servers=servers,
         transport=transport,
         wire=wire,
-        rounds=len(rounds_s),
+        rounds=rounds,
         median_ms=1e3 * median,
         p10_ms=1e3 * deciles[0],
         p90_ms=1e3 * deciles[-1],
         floor_ms=1e3 * floor_s,
         ratio=median / floor_s,
-        cpu_s_per_gb=cpu_s / len(rounds_s) / gigabytes,
+        cpu_s_per_gb=ran.cpu_s / rounds / gigabytes,
         floor_cpu_s_per_gb=(before.cpu_s + after.cpu_s) / (2 * half) / gigabytes,
-        bytes_pushed=moved[0] / rounds,
-        bytes_pulled=moved[1] / rounds,
-        peak_rss_mb=peaks,
+        bytes_pushed=ran.moved_bytes[0] / rounds,
+        bytes_pulled=ran.moved_bytes[1] / rounds,
+        peak_rss_mb=ran.peak_rss_mb,
     )
 
 
-def _run(
-    size: int, workers: int, rounds: int, transport: str, wire: str, servers: int
-) -> tuple[list[float], float, dict[str, float], tuple[int, int]]:
+def run_rounds(
+    size: int,
+    workers: int,
+    rounds: int,
+    transport: str,
+    wire: str = "full",
+    servers: int = 1,
+    watch: MemoryWatch | None = None,
+) -> Ran:
+    """Run `rounds` rounds of `size` float32 parameters with one shard for each worker, and nothing beside them.
+
+    Raises:
+        RequestError: for an unknown transport.
+        JobFailed: if the run fails, or memory runs short for `watch`.
+    """
     job = Job.from_dict(
         {
             "task": {"use": f"{__package__}.task:Constant", "options": {"size": size}},
@@ -107,5 +122,10 @@ def _run(
             },
         }
     )
-    ran = run(job, workers, transport)
-    return ran.intervals_s(), ran.cpu_s, ran.peak_rss_mb, ran.moved_bytes
+    return run(job, workers, transport, watch)
+
+
+def counted_s(ran: Ran) -> list[float]:
+    """Return the seconds of every round but the first of them."""
+    rounds_s = ran.intervals_s()
+    return rounds_s[int(len(rounds_s) * WARM_UP) :]

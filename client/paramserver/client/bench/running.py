@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import math
 import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramserver.client.connection.client import Client, Point
+from paramserver.client.bench.memory import MemoryWatch, memory_mb
+from paramserver.client.connection.client import ENDED, Client, Point
 from paramserver.client.launch import LocalCluster
 from paramserver.wire.errors import JobFailed, RequestError
 from paramserver.wire.job import Job
@@ -34,11 +35,13 @@ class Ran:
         return [later.seconds - earlier.seconds for earlier, later in itertools.pairwise(self.points)]
 
 
-def run(job: Job, workers: int, transport: str) -> Ran:
+def run(job: Job, workers: int, transport: str, watch: MemoryWatch | None = None) -> Ran:
     """Run a job to its end; a server that keeps something has its state directory beside the logs.
 
+    `watch` looks at the memory of all processes from before the job to its end.
+
     Raises:
-        JobFailed: if the job fails.
+        JobFailed: if the job fails, or memory runs short for `watch`.
     """
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state" if job.server.durability != "none" else None
@@ -51,16 +54,18 @@ def run(job: Job, workers: int, transport: str) -> Ran:
             cluster.wait_for_workers(client)
             pids = cluster.pids()
             idle = {name: memory_mb(pid, "VmRSS") for name, pid in pids.items()}
-            client.submit(job)
-            cpu_before, version_before, last = math.nan, 0, 0
+            cpu_before, version_before, last = cpu_s(pids.values()), 0, 0
             points: list[Point] = []
-            for update in client.watch(cluster.check):
-                last = update.status.version
-                if math.isnan(cpu_before) and last:
-                    cpu_before, version_before = cpu_s(pids.values()), last
-                points += update.points
-                if update.status.state == "failed":
-                    raise JobFailed(update.status.reason)
+            with contextlib.nullcontext() if watch is None else watch.over(pids):
+                client.submit(job)
+                for update in client.watch(cluster.check):
+                    last = update.status.version
+                    # What comes before the first step counts only for a job that has ended when it is first heard of.
+                    if not version_before and last and update.status.state not in ENDED:
+                        cpu_before, version_before = cpu_s(pids.values()), last
+                    points += update.points
+                    if update.status.state == "failed":
+                        raise JobFailed(update.status.reason)
             spent_s = (cpu_s(pids.values()) - cpu_before) * last / max(1, last - version_before)
             peaks = {name: memory_mb(pid, "VmHWM") for name, pid in pids.items()}
     return Ran(points, spent_s, peaks, idle, (update.status.bytes_received, update.status.bytes_sent))
@@ -84,11 +89,3 @@ def cpu_s(pids: Iterable[int]) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mb(pid: int, which: str) -> float:
-    """Return a process's memory in MB: `VmRSS`, what is resident now, or `VmHWM`, what was at most."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{which}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0

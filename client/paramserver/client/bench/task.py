@@ -23,7 +23,7 @@ class Constant:
 
     def init(self, rng: np.random.Generator, batch: Batch) -> Params:
         """Return random parameters: zeros would be cheaper to move than they should be."""
-        return {"theta": rng.random(self._size, dtype=np.float32).astype(batch.y.dtype)}
+        return {"theta": rng.random(self._size, dtype=np.float32).astype(batch.y.dtype, copy=False)}
 
     def loss_and_grad(self, _params: Params, _batch: Batch, out: Params) -> tuple[float, Params]:
         """Return the gradient where it travels from; it is written there once and stays."""
