@@ -16,8 +16,8 @@ from paramserver.client.cli.summary import summary
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 
-def text_of(view: object) -> str:
-    console = Console(file=io.StringIO(), width=120, color_system=None)
+def text_of(view: object, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(view)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -132,6 +132,16 @@ def test_the_pace_is_that_of_the_last_seconds() -> None:
     assert pace.steps_per_s == pytest.approx(3)
     pace.note(pb.StatusReply(seconds=0, clock=[0]))
     assert pace.steps_per_s == 0
+
+
+def test_on_a_narrow_terminal_a_long_wait_does_not_squeeze_the_numbers_out(status: pb.StatusReply) -> None:
+    for worker in status.workers:
+        worker.waits = "shard 1 at step 8 waits: round 7 misses shards 0, 2, and so it goes on for a long line"
+    lines = text_of(render(status), width=80).splitlines()
+    first = next(line for line in lines if line.startswith("w1"))
+    assert first.split()[:10] == ["w1", "0,", "2", "7", "1", "14", "0", "2.5", "s", "ready;"]
+    assert max(map(len, lines)) <= 80
+    assert "a long line" in " ".join(" ".join(lines).split())
 
 
 def lines_of(updates: list[tuple[float, pb.StatusReply]]) -> list[str]:

@@ -131,6 +131,22 @@ def test_a_watch_outlasts_broken_streams_and_gives_each_point_once(control: Cont
     assert len(checks) == 6  # after each of four updates of the running job, and at each of two breaks
 
 
+def test_a_server_that_has_the_job_may_be_away_for_longer_than_one_that_never_answered(control: Control) -> None:
+    service, address = control
+
+    def broken(_request: Any, context: grpc.ServicerContext) -> Iterator[pb.WatchReply]:
+        yield reply("train", 1)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
+
+    gone = fails(grpc.StatusCode.UNAVAILABLE, "starting")
+    # With pauses of 0.025 s and more, doubled each time, so many attempts take longer than the 0.3 s of the client.
+    service.script["Watch"] = [broken, *[gone] * 6, lambda *_: iter([reply("done", 2)])]
+    with Client(address, timeout_s=0.3) as client:
+        updates = list(client.watch(absent_s=60.0))
+    assert updates[-1].status.state == "done"
+    assert len(service.requests) == 8
+
+
 def test_a_watch_ends_when_the_check_says_so(control: Control) -> None:
     service, address = control
     service.script["Watch"] = [fails(grpc.StatusCode.UNAVAILABLE, "gone")]

@@ -47,7 +47,7 @@ def test_the_users_files_never_hide_an_installed_module(tmp_path):
         ("nothing.py:Model", r"no such file: .*nothing\.py"),
         ("no_such_module:Model", "there is no module 'no_such_module'"),
         ("no_such.module:Model", "there is no module 'no_such'"),
-        ("broken.py:Model", "ZeroDivisionError: division by zero"),
+        ("broken.py:Model", "ZeroDivisionError: division by zero \\(broken.py, line 1\\)"),
         ("syntax.py:Model", "SyntaxError"),
         ("needs.py:Model", "ModuleNotFoundError: No module named 'not_installed'"),
         ("good.py:Modle", r"has no 'Modle', did you mean 'Model'\?"),

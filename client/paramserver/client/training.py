@@ -35,6 +35,10 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.batches import Batch
 from paramserver.worker.tasks import declared_tables, load_task
 
+#: A server that has taken a job may be away for so long, which is as long as workers look for it: on a busy machine
+#: reading a snapshot and compiling take their time.
+ABSENT_S = 60.0
+
 #: Called with every update of a run.
 Progress = Callable[[Update], None]
 
@@ -301,7 +305,7 @@ class _Training:
 
     def _follow(self, client: Client, progress: Progress | None) -> pb.StatusReply:
         status = pb.StatusReply()
-        for update in client.watch():
+        for update in client.watch(absent_s=ABSENT_S):
             status = update.status
             self._history += update.points
             self._directory.append(update.points)

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,15 @@ def test_an_exception_of_the_task_names_the_method_and_keeps_its_cause():
     with pytest.raises(TaskError, match="loss_and_grad raised KeyError: 'wight'") as caught:
         loss_and_gradient(task, PARAMS, BATCH)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_where_a_task_went_wrong_is_told_by_the_line_of_its_own_code_that_called_a_library():
+    def loss_and_grad(_params, _batch):
+        return np.linalg.inv(np.zeros((2, 2)))
+
+    line = loss_and_grad.__code__.co_firstlineno + 1
+    with pytest.raises(TaskError, match=rf"LinAlgError: .* \({Path(__file__).name}, line {line}\)"):
+        loss_and_gradient(SimpleNamespace(loss_and_grad=loss_and_grad), PARAMS, BATCH)
 
 
 def test_first_parameters_take_the_dtype_of_the_batch():

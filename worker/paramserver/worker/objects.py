@@ -6,6 +6,8 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +39,20 @@ def load_object(name: str, base: Path | None, error: type[RequestError]) -> Any:
         raise error(f"{name!r}: {origin} has no {attribute!r}{hint}") from None
 
 
+def line_of(error: Exception) -> str:
+    """Return where in the user's code an error was raised, such as " (own.py, line 7)", to stand behind its message.
+
+    That is the innermost line, behind whoever caught the error, which is not in an installed library; empty if there is
+    none.
+    """
+    libraries = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    for frame in reversed(frames):
+        if not frame.filename.startswith(("<", *libraries)):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""
+
+
 def _load_file(name: str, path: Path, error: type[RequestError]) -> ModuleType:
     if not path.is_file():
         raise error(f"{name!r}: no such file: {path}")
@@ -54,7 +70,7 @@ def _load_file(name: str, path: Path, error: type[RequestError]) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as cause:
         del sys.modules[module_name]
-        raise error(f"{name!r}: importing {path} failed: {type(cause).__name__}: {cause}") from cause
+        raise error(f"{name!r}: importing {path} failed: {type(cause).__name__}: {cause}{line_of(cause)}") from cause
     return module
 
 
@@ -65,7 +81,7 @@ def _load_module(name: str, module: str, folder: Path, error: type[RequestError]
     except Exception as cause:
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{module}.".startswith(f"{cause.name}."):
             raise error(f"{name!r}: there is no module {cause.name!r} on this worker's path") from None
-        raise error(f"{name!r}: importing {module} failed: {type(cause).__name__}: {cause}") from cause
+        raise error(f"{name!r}: importing {module} failed: {type(cause).__name__}: {cause}{line_of(cause)}") from cause
 
 
 def _make_importable(folder: Path) -> None:

@@ -108,11 +108,12 @@ def _numbers(status: pb.StatusReply, steps_per_s: float) -> Text:
 
 def _workers(status: pb.StatusReply) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("worker")
-    table.add_column("shards")
+    table.add_column("worker", no_wrap=True)
+    table.add_column("shards", no_wrap=True)
     for heading in ("step", "lag", "pushes", "refused", "silent"):
-        table.add_column(heading, justify="right")
-    table.add_column("state", overflow="ellipsis", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
+    # The one that gives way where the terminal is narrow.
+    table.add_column("state")
     clock = status.clock
     for worker in status.workers[:_MOST_WORKERS]:
         own = [clock[shard] for shard in worker.shards if shard < len(clock)]
@@ -133,10 +134,10 @@ def _workers(status: pb.StatusReply) -> Table:
 
 def _partitions(status: pb.StatusReply) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("server")
+    table.add_column("server", no_wrap=True)
     for heading in ("parameters", "version", "in", "out"):
-        table.add_column(heading, justify="right")
-    table.add_column("state", overflow="ellipsis", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("state")
     for partition in status.partitions:
         table.add_row(
             Text(f"{partition.partition} {partition.address}".rstrip()),

@@ -51,13 +51,14 @@ class Patience:
 
     def __init__(self, address: str, timeout_s: float, check: Callable[[], None] | None = None) -> None:
         self._address = address
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._check = check
         self.reset()
 
-    def reset(self) -> None:
-        """Note a sign of life."""
-        self._deadline = time.monotonic() + self._timeout_s
+    def reset(self, timeout_s: float | None = None) -> None:
+        """Note a sign of life; from now on `timeout_s` holds, if given."""
+        self.timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        self._deadline = time.monotonic() + self.timeout_s
         self._pause_s = _FIRST_PAUSE_S
 
     @property
@@ -78,7 +79,7 @@ class Patience:
             self._check()
         if time.monotonic() >= self._deadline:
             reason = "" if _is_timeout(failure) else f": {_details(failure)}"
-            raise Unreachable(f"no server answers at {self._address} within {self._timeout_s:g} s{reason}") from None
+            raise Unreachable(f"no server answers at {self._address} within {self.timeout_s:g} s{reason}") from None
         self.rest()
 
     def rest(self) -> None:

@@ -126,7 +126,7 @@ class Client:
         reply: pb.StatusReply = self._call(self._control.Status, pb.StatusRequest())
         return reply
 
-    def watch(self, check: Callable[[], None] | None = None) -> Iterator[Update]:
+    def watch(self, check: Callable[[], None] | None = None, absent_s: float | None = None) -> Iterator[Update]:
         """Yield the progress of the current job until it has ended; the last update tells how. Once the job has ended,
         further updates may come that bring the rest of a long history.
 
@@ -134,6 +134,7 @@ class Client:
 
         Args:
             check: called after every update and whenever the server does not answer; raises to end the watch.
+            absent_s: seconds that a server which has answered may then be silent; `timeout_s` if left out.
 
         Raises:
             NotReady: if no job was submitted.
@@ -146,8 +147,8 @@ class Client:
             heard = ended = False
             try:
                 call = self._control.Watch(pb.WatchRequest(after_step=step))
-                for reply in replies(call, patience.left_s if not job_id else self._timeout_s):
-                    patience.reset()
+                for reply in replies(call, patience.left_s if not job_id else patience.timeout_s):
+                    patience.reset(absent_s)
                     heard = True
                     job_id = job_id or reply.status.job_id
                     if reply.status.job_id != job_id:

@@ -14,7 +14,7 @@ from paramserver.wire.errors import DataError, ParamserverError
 from paramserver.worker.batches import Features
 from paramserver.worker.data.source import ArraySource, Source, checked
 from paramserver.worker.data.sparse import as_csr
-from paramserver.worker.objects import load_object
+from paramserver.worker.objects import line_of, load_object
 
 
 def open_function(name: str, base: Path | None) -> Source:
@@ -61,7 +61,7 @@ def _call(name: str, function: Callable[..., Any], **rows: int) -> tuple[Feature
     except ParamserverError:
         raise
     except Exception as error:
-        raise DataError(f"{name!r} raised {type(error).__name__}: {error}") from error
+        raise DataError(f"{name!r} raised {type(error).__name__}: {error}{line_of(error)}") from error
     if not isinstance(result, tuple) or len(result) != 2:
         raise DataError(f"{name!r} returned {type(result).__name__}; a pair (x, y) is expected")
     x, y = result

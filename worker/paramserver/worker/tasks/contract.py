@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from paramserver.wire.errors import ParamserverError, TaskError, nearest
 from paramserver.wire.layout import is_finite
 from paramserver.worker.batches import Batch
+from paramserver.worker.objects import line_of
 from paramserver.worker.tasks.scores import accuracy, regression
 
 #: Tensors by name.
@@ -167,7 +168,8 @@ def call(task: Task, method: str, *arguments: Any) -> Any:
     except ParamserverError:
         raise
     except Exception as error:
-        raise TaskError(f"{type(task).__name__}.{method} raised {type(error).__name__}: {error}") from error
+        raised = f"{type(error).__name__}: {error}{line_of(error)}"
+        raise TaskError(f"{type(task).__name__}.{method} raised {raised}") from error
 
 
 def describe(value: Any) -> str:

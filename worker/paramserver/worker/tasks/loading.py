@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from paramserver.wire.errors import RequestError, TaskError, nearest
-from paramserver.worker.objects import load_object
+from paramserver.worker.objects import line_of, load_object
 from paramserver.worker.tasks.contract import Task
 from paramserver.worker.tasks.factorization import MatrixFactorization
 from paramserver.worker.tasks.linear import LinearRegression, LogisticRegression, SoftmaxRegression
@@ -62,7 +62,8 @@ def _build(use: str, factory: Callable[..., Any], options: dict[str, Any]) -> An
     except RequestError as error:
         raise TaskError(f"{use}: {error}") from None
     except Exception as error:
-        raise TaskError(f"{use!r} cannot be built with {options}: {type(error).__name__}: {error}") from error
+        raised = f"{type(error).__name__}: {error}{line_of(error)}"
+        raise TaskError(f"{use!r} cannot be built with {options}: {raised}") from error
 
 
 def _check_options(use: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:
