@@ -169,3 +169,13 @@ def test_a_connection_that_breaks_ends_the_stream_so_that_the_worker_comes_back(
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "the connection beside the stream broke" in details
     worker.close()
+
+
+def test_a_data_port_that_is_taken_is_named_and_nothing_is_served(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, said = cluster.run("server", "--listen", "127.0.0.1:0", "--data-port", str(port))
+    assert status == 2
+    assert f"cannot listen for tensors on 127.0.0.1:{port}: Address already in use" in said
+    cluster.end()

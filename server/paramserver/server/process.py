@@ -65,8 +65,7 @@ async def serve(
     server = grpc.aio.server(options=OPTIONS)
     # Before the state directory, which a server that cannot listen leaves as it is.
     port = _bind(server, listen)
-    host = None if listen.startswith("unix:") else listen.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    doorway = None if host is None else Doorway.open(host, data_port)
+    doorway = _open_doorway(listen, data_port)
     shell = make_shell(place, peers, None if state is None else StateDirectory(state))
     services = add_services(server, shell, doorway)
     health = HealthServicer()
@@ -138,6 +137,19 @@ def _bind(server: grpc.aio.Server, listen: str) -> int:
         return server.add_insecure_port(listen)
     except RuntimeError as error:
         raise RequestError(f"cannot listen on {listen}: the address is in use or not this machine's") from error
+
+
+def _open_doorway(listen: str, port: int) -> Doorway | None:
+    """Listen for workers' connections where gRPC listens; nobody depends on them unless a port was asked for."""
+    if listen.startswith("unix:"):
+        return None
+    try:
+        return Doorway.open(listen.rpartition(":")[0].removeprefix("[").removesuffix("]"), port)
+    except RequestError as error:
+        if port:
+            raise
+        log.warning("%s: messages go through gRPC alone", error)
+        return None
 
 
 def _write_atomically(path: Path, text: str) -> None:
