@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PROTO := protos/paramserver/wire/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test accounting simulate bench peers experiments kills leaks soak check lint types proto check-proto clean
+.PHONY: help setup demo test accounting simulate bench durability peers experiments kills leaks soak check lint types proto check-proto clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ EXPERIMENTS := stragglers delays compression local_steps byzantine
 
 experiments: $(READY) ## repeat the studies of docs/experiments.md (under a quarter of an hour on two cores)
 	@for name in $(EXPERIMENTS); do echo "$$name" && $(BIN)/python -m experiments.$$name --write || exit 1; done
+
+durability: $(READY) ## what snapshots and the log cost, and how soon a death is made good (some minutes)
+	$(BIN)/python -m benchmarks.durability --write
 
 # The bits four times fifty kills over one transport or both at once; in async mode every step is counted.
 kills: $(READY) ## 200 kill -9 of servers and workers over both transports, with freezes and faulty messages
