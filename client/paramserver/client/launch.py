@@ -59,7 +59,8 @@ class LocalCluster:
             dies is started again and goes on.
         restarts: how often each process is started again.
         transport: how tensors travel, one of `TRANSPORTS`, or `mixed` for workers that take turns in auto and stream.
-        proxy_seed: put a `paramserver.client.proxy` with this seed before the server, of several the coordinator.
+        proxy_seed: put a `paramserver.client.proxy` with this seed between the server, of several the coordinator, and
+            every other worker; where it is, all messages go through gRPC.
         servers: how many server processes; the job's `server.partitions` must be the same.
 
     Raises:
@@ -98,13 +99,16 @@ class LocalCluster:
             for partition in reversed(range(self._partitions)):
                 addresses.insert(0, self._start_server(partition, addresses))
             self.address = addresses[0]
+            through_proxy = addresses
             if self._proxy_seed is not None:
-                addresses[0] = self._start_proxy(self._proxy_seed)
+                through_proxy = [self._start_proxy(self._proxy_seed), *addresses[1:]]
             for number in range(self._count):
                 name = f"worker-{number}"
+                # Of two workers over the same transport, one.
+                is_proxied = number % 4 in (0, 3)
                 arguments = (
                     "--server",
-                    ",".join(addresses),
+                    ",".join(through_proxy if is_proxied else addresses),
                     "--name",
                     name,
                     "--base",
