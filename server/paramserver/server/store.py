@@ -225,8 +225,8 @@ class Store:
             return [encode(message)]
         last = max(0, math.ceil(self.layout.size / self.chunk) - 1) * self.chunk
         if self._encoded is None:
-            self._encoded = [self._encode(start) for start in range(0, last, self.chunk)]
-            self._last = self._coded(last)
+            *chunks, self._last = self._coded()
+            self._encoded = [self._encode(number, chunk) for number, chunk in enumerate(chunks)]
         message.work.offset = last
         return [*self._encoded, self._lend(message, self._last)]
 
@@ -239,8 +239,8 @@ class Store:
         headers = (pb.ServerMessage(own=pb.Own(shard=shard, offset=start)) for start in starts)
         return [encode(header, own[start : start + self.chunk]) for start, header in zip(starts, headers, strict=True)]
 
-    def _encode(self, start: int) -> Message:
-        return self._lend(pb.ServerMessage(work=pb.Work(version=self.version, offset=start)), self._coded(start))
+    def _encode(self, number: int, chunk: Array) -> Message:
+        return self._lend(pb.ServerMessage(work=pb.Work(version=self.version, offset=number * self.chunk)), chunk)
 
     def _lend(self, header: pb.ServerMessage, values: Array) -> Message:
         message = frame(header, values)
@@ -257,13 +257,19 @@ class Store:
                 message.whole()
         self._lent.clear()
 
-    def _coded(self, start: int) -> Array:
-        """Return the chunk of θ that begins at `start` as it travels."""
-        values = self.theta[start : start + self.chunk]
-        if self._pull_codec is None:
-            return values
-        coded = np.empty(self._pull_codec.nbytes(values.size), np.uint8)
-        self._pull_codec.encode(values, coded, Origin(0, 0, 0, start))
+    def _coded(self) -> list[Array]:
+        """Return the chunks of θ, one or more, as they travel."""
+        chunks = self.cut(self.theta) or [self.theta]
+        codec = self._pull_codec
+        if codec is None:
+            return chunks
+        coded = [np.empty(codec.nbytes(chunk.size), np.uint8) for chunk in chunks]
+
+        def encode_share(number: int) -> None:
+            for index in self.update.shares[number]:
+                codec.encode(chunks[index], coded[index], Origin(0, 0, 0, index * self.chunk))
+
+        self.update.spread(encode_share)
         return coded
 
 

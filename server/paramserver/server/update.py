@@ -55,11 +55,12 @@ class Update:
         self._pool = ThreadPoolExecutor(threads - 1, "update") if threads > 1 else None
         # Of several servers one may have no part of a small θ.
         count, share = len(self._places), max(1, -(-len(self._places) // threads))
-        self._shares = [range(i, min(i + share, count)) for i in range(0, max(1, count), share)]
+        #: The numbers of the chunks that each thread works on.
+        self.shares = [range(i, min(i + share, count)) for i in range(0, max(1, count), share)]
         block = min(chunk, layout.size)
         rows = self._optimizer.scratch_rows
         #: One gradient block and scratch per thread.
-        self._work = [(np.empty(block, layout.dtype), np.empty((rows, block), layout.dtype)) for _ in self._shares]
+        self._work = [(np.empty(block, layout.dtype), np.empty((rows, block), layout.dtype)) for _ in self.shares]
 
     def apply(
         self,
@@ -113,7 +114,7 @@ class Update:
 
         def update_share(number: int) -> None:
             gradient, scratch = self._work[number]
-            for index in self._shares[number]:
+            for index in self.shares[number]:
                 place = self._places[index]
                 block, state = theta[place], slice_state(self.state, place.start, place.stop)
                 summed = gradient[: block.size]
@@ -122,7 +123,7 @@ class Update:
                     correct(place.start, summed, block)
                 self._optimizer.update(block, summed, state, info, block, state, scratch)
 
-        self._spread(update_share)
+        self.spread(update_share)
         return norm
 
     def _whole(self, chunks: list[Terms], scale: float) -> Array:
@@ -139,17 +140,17 @@ class Update:
         bad: list[int] = []
 
         def look(number: int) -> None:
-            share = self._shares[number]
+            share = self.shares[number]
             # At once, and only what is wrong chunk by chunk: every call costs as much as some thousands of values.
             if not is_finite(vector[self._places[share.start].start : self._places[share.stop - 1].stop]):
                 bad.extend(index for index in share if not is_finite(vector[self._places[index]]))
 
-        self._spread(look)
+        self.spread(look)
         return self._places[min(bad)].start if bad else None
 
-    def _spread(self, work: Callable[[int], None]) -> None:
+    def spread(self, work: Callable[[int], None]) -> None:
         """Run `work` for every share, on all threads."""
-        others = [] if self._pool is None else [self._pool.submit(work, n) for n in range(1, len(self._shares))]
+        others = [] if self._pool is None else [self._pool.submit(work, n) for n in range(1, len(self.shares))]
         try:
             work(0)
         finally:
