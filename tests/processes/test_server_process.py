@@ -33,6 +33,27 @@ def test_health_check_and_reflection_answer(cluster: Cluster) -> None:
     assert pb.DESCRIPTOR.serialized_pb in file.file_descriptor_response.file_descriptor_proto
 
 
+def test_a_peer_may_ping_as_often_as_it_likes(cluster: Cluster) -> None:
+    """Workers ping every ten seconds, and may have nothing else to say or hear for hours."""
+    ping, settings, goaway = 6, 4, 7
+    host, port = cluster.server().address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as connection, connection.makefile("rb") as frames:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings))
+        answered = 0
+        for number in range(10):
+            connection.sendall(frame(ping, number.to_bytes(8, "big")))
+            while answered <= number:
+                head = frames.read(9)
+                kind, payload = head[3], frames.read(int.from_bytes(head[:3], "big"))
+                assert kind != goaway, payload
+                answered += kind == ping and head[4] == 1 and payload == number.to_bytes(8, "big")
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """Return an HTTP/2 frame of the whole connection."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + bytes(4) + payload
+
+
 def test_a_port_in_use_ends_with_status_2_says_so_and_leaves_nothing(cluster: Cluster) -> None:
     control = cluster.server()
     state = cluster.folder / "not-begun"

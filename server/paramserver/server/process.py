@@ -39,7 +39,9 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Others ping as often, and may have nothing to hear for hours: they are idle, compute, or are told all by pipes.
+    # gRPC would take the fourth ping without an answer of another kind for an attack and end the connection.
+    ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_receive_message_length", 16 << 20),
 )
 
