@@ -205,7 +205,7 @@ class FollowingRun(Run):
             messages = self.store.own_of(shard)
             session.sent += sum(map(len, messages))
             session.send(*messages)
-        answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True))
+        answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True, era=self.engine.era))
         session.send(*self.store.answer(answer, is_held))
 
 
