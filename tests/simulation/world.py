@@ -153,6 +153,7 @@ class World:
         if self._first.process is None:
             return
         job = self.scenario.jobs[-1]
+        leads = self._leads
         victims = self._victims(self._rng.randrange(1 << 16))
         power = self._rng.random() < 0.5
         for host in victims:
@@ -166,7 +167,7 @@ class World:
             if process is self._first.process and self._shell is not None:
                 if isinstance(self._shell, Coordinator):
                     self._look(self._first)
-                if not isinstance(self._shell, Coordinator) or self._shell._is_open:
+                if not isinstance(self._shell, Coordinator) or self._leads > leads:
                     break
         if self._shell is None or self._shell.run is None:
             raise Violation("the last job is gone")
@@ -235,7 +236,8 @@ class World:
             raise Violation(f"the policy is {run.job.train}, promised was one of {oracle.policies}")
         if isinstance(run, LeadingRun) and run._lost is not None:
             # It is over, and its parameters cannot be had: whoever submits the next job gives up the one before.
-            if not oracle.rotted and oracle is list(self.oracles.values())[-1]:
+            is_last = oracle is list(self.oracles.values())[-1]
+            if not oracle.rotted and is_last and run.engine.phase != "failed":
                 raise Violation(f"what was promised to be kept is gone: {run._lost}")
         elif run.store is not None:
             oracle.started(run.store.version)

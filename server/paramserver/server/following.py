@@ -49,8 +49,9 @@ class FollowingRun(Run):
         partition: int,
         tell: Tell,
         save: Callable[[Snapshot, int | None], None],
+        epoch: int,
     ) -> None:
-        super().__init__(job_id, job, sessions, time.monotonic, epoch=0)
+        super().__init__(job_id, job, sessions, time.monotonic, epoch)
         self.partition = partition
         self._tell = tell
         self._save = save
@@ -116,6 +117,8 @@ class FollowingRun(Run):
                 pass
             case "pull_rows" if not session.has_begun:
                 give_up(session, message)
+            case "push" | "push_rows" | "slot" if not session.has_begun:
+                pass
             case "survey" | "failure" as kind:
                 raise ProtocolError(f"worker {session.name} sent {kind}, which belongs to the coordinator")
             case _:
@@ -304,7 +307,7 @@ class Follower:
         self.run = None
         job = Job.from_json(begin.job_json)
         keeps = self._directory if job.server.durability != "none" else None
-        run = FollowingRun(begin.job_id, job, self.sessions, self.place.partition, self._tell, self._save)
+        run = FollowingRun(begin.job_id, job, self.sessions, self.place.partition, self._tell, self._save, begin.epoch)
         loop = asyncio.get_running_loop()
         if begin.HasField("version"):
             run.restore(self._snapshot(begin.job_id, begin.version))
@@ -370,6 +373,8 @@ class Follower:
         if older is not None:
             older.close()
         self.sessions[session.name] = session
+        if self.run is not None:
+            session.start_job()
 
     def leave(self, session: Session, reason: str) -> None:
         """Forget a worker whose stream ended, unless a newer stream has its name."""
