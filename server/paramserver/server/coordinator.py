@@ -39,6 +39,8 @@ class LeadingSaver(Saver):
 
     #: Something worth a snapshot has happened while one was being written.
     _again = False
+    #: As it is in the last snapshot that was begun.
+    _taken_job: Job | None = None
 
     def _take(self) -> asyncio.Future[Saved]:
         if self._pending is not None and not self._pending.done():
@@ -54,13 +56,14 @@ class LeadingSaver(Saver):
         self._note(done, taken_at)
         if self._again and done.exception() is None:
             self._again = False
-            if self._due():
+            if self._due() or self._run.job is not self._taken_job:
                 self._take()
 
     async def _save_everywhere(self) -> Saved:
         async def begin() -> tuple[Snapshot, list[asyncio.Future[pb.Report]]]:
             there = await self._run.save_there()
             self._taken = (self._run.engine.version, self._run.engine.phase)
+            self._taken_job = self._run.job
             return self._run.snapshot(), there
 
         try:
@@ -177,6 +180,13 @@ class Coordinator(Shell):
         else:
             # A policy that was switched before there was a first θ stays switched.
             run.restore(Snapshot(before.job_id, before.submitted, train=before.job.train))
+        if own and self._directory is not None:
+            # Others may get the numbers of what came later. What the rest of the servers have of it does no harm: without
+            # this one nobody goes back there.
+            if version is not None:
+                self._directory.forget_after(version)
+            else:
+                self._directory.save(run.snapshot(), common=-1)
         del own
         await run.begin_there(version)
         self._begin(run)
