@@ -119,6 +119,7 @@ SERVERS = Focus(
     snapshot_every_s=(0.05, 0.2),
     wild=0.0,
     partitions=(2, 3),
+    asks=0.5,
 )
 #: Their machines lose power when somebody has just been promised something.
 SERVER_AMBUSHES = replace(AMBUSHES, partitions=(2, 3), modes=("sync", "async"), disk_s=(0.005, 0.05))
@@ -135,20 +136,42 @@ TORN = Focus(
     partitions=(2, 3),
 )
 #: Rounds of several servers close without some shards.
-QUORUMS = replace(TORN, modes=("quorum",), faults=("slow worker", "slow worker", "join"), shards=(3, 4))
+QUORUMS = replace(
+    TORN, modes=("quorum",), faults=("slow worker", "slow worker", "join"), shards=(2,), steps=(20,), spread=(1.0,)
+)
 #: Workers of several servers go at different speeds.
 SPREAD = replace(APART, partitions=(2, 3))
 #: Messages between them are lost, doubled and overtaken.
 WILD_SERVERS = replace(WILD, partitions=(2, 3), modes=("sync", "ssp", "async"))
 #: Their job has a new policy every other moment.
 SERVER_SWITCHES = replace(SWITCHES, partitions=(2, 3), spread=(1.0, 4.0))
+#: Bits of their snapshots flip.
+SERVER_ROT = replace(
+    SERVERS, modes=("async",), faults=("rot", "rot", *_CRASHES), troubles=(8, 12), steps=(5, 8), snapshot_every_s=(0.05,)
+)
 #: Jobs are short, and end while something happens.
 BRIEF = Focus(
     durabilities=("snapshot",),
-    faults=("kill server", "kill server while it writes", "stop server", "part", "reset", "stop job", "switch"),
-    troubles=(2, 3, 5),
+    faults=("kill server", "kill server while it writes", "kill server while it writes", "reset", "reset"),
+    troubles=(8, 12),
+    lasting=0.02,
+    spread=(4.0, 8.0),
     steps=(1, 2),
-    disk_s=(0.005, 0.05),
+    compute_s=(0.3,),
+    disk_s=(0.05,),
+    wild=0.0,
+    partitions=(2, 3),
+    asks=1.0,
+)
+#: Workers die while there is no θ yet.
+EARLY = Focus(
+    durabilities=("snapshot",),
+    faults=("kill worker", "leave", "stop worker", "part"),
+    troubles=(5, 8),
+    lasting=0.1,
+    spread=(0.0,),
+    workers=(1, 2),
+    steps=(1,),
     wild=0.0,
     partitions=(2, 3),
 )
@@ -341,13 +364,6 @@ MUTATIONS = (
         TORN,
     ),
     Mutation(
-        "apply whatever is held of a step",
-        "server.followingengine:_name",
-        "(c.shard, c.epoch, c.step, c.version)",
-        "(c.shard, 0, c.step, 0)",
-        TORN,
-    ),
-    Mutation(
         "keep the first of two contributions to a step",
         "server.followingengine:FollowingEngine._hold",
         "self._held[c.shard] = c",
@@ -383,11 +399,18 @@ MUTATIONS = (
         SERVERS,
     ),
     Mutation(
-        "take snapshots of versions that differ",
-        "server.following:Follower.obey",
-        "self.run.feed(ev.Ordered(ev.Save(common)))",
-        "self.run._save(self.run.snapshot(), common)",
+        "take a snapshot in the middle of an update",
+        "server.coordinator:LeadingSaver._save_everywhere",
+        "await self._run.between(begin)",
+        "await begin()",
         SERVERS,
+    ),
+    Mutation(
+        "leave what came after the version that all go back to",
+        "server.coordinator:Coordinator._go_on",
+        "self._directory.forget_after(version)",
+        "pass",
+        SERVER_ROT,
     ),
     Mutation(
         "remove the version that all servers have",
@@ -429,13 +452,13 @@ MUTATIONS = (
         "server.leading:LeadingRun._carry_out_everywhere",
         "self._initial = None",
         "pass",
-        TORN,
+        EARLY,
     ),
     Mutation(
         "keep what the rounds have closed without",
-        "server.leading:LeadingRun._count",
-        "self._forget(name.shard, name.epoch, name.step)",
-        "pass",
+        "server.leading:LeadingRun.take_report",
+        "held.step >= self.engine.clocks[held.shard] or self._gathering.is_here(name)",
+        "True",
         QUORUMS,
     ),
     Mutation(

@@ -66,6 +66,8 @@ class Focus:
     #: How often single messages are lost, doubled and overtaken.
     wild: float = 0.12
     partitions: tuple[int, ...] = PARTITIONS
+    #: How often updates need a norm, for which several servers have to ask each other; none is too long.
+    asks: float = 0.25
 
 
 #: Everything.
@@ -160,9 +162,8 @@ def draw_job(rng: Random, focus: Focus, number: int, durability: str, wild: bool
         train |= {"mode": "sync", "quorum": rng.randint(1, shards)}
     if mode in ("ssp", "async"):
         train |= {"staleness": rng.choice((0, 1, 3)), "max_delay": rng.choice((0, 0, 1, 3))}
-    # Of several servers, these have to tell each other what they hold of every norm; none is too long.
-    train["refuse_norm"] = rng.choice((0.0, 0.0, 0.0, 1e6))
-    clip_norm = rng.choice((0.0, 0.0, 0.0, 1e6))
+    train["refuse_norm"] = 1e6 * (rng.random() < focus.asks)
+    clip_norm = 1e6 * (rng.random() < focus.asks)
     return Job.from_dict(
         {
             "task": {"use": "ledger", "options": {"number": number, "steps": steps, "in_one": rng.random() < 0.3}},

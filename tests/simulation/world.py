@@ -474,7 +474,7 @@ class World:
         if oracle.survives and not self._disk_failed:
             oracle.promise_end(status.state, status.version)
         run = self._shell.run if self._shell is not None else None
-        if run is not None and run.job_id == status.job_id and run.engine.ended:
+        if run is not None and run.job_id == status.job_id and run.engine.ended and not oracle.rotted:
             columns = run.history.columns()
             oracle.ended(status.state, columns["step"].tolist(), columns["loss"].tolist())
 

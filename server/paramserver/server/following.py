@@ -268,12 +268,13 @@ class Follower:
         """Carry out an order, or queue it behind those before it."""
         kind = order.WhichOneof("kind")
         if kind == "begin":
-            error = ""
+            error, tell = "", self._tell
             try:
                 await self._begin(order.begin)
             except ParamserverError as failure:
                 error = str(failure)
-            self._tell(pb.Report(begun=pb.Begun(error=error)))
+            # Another coordinator may have come meanwhile, which has not asked for this.
+            tell(pb.Report(begun=pb.Begun(error=error)))
             return
         if self.run is None:
             raise ProtocolError(f"the coordinator sent {kind or 'an empty order'} without a job")
@@ -308,7 +309,7 @@ class Follower:
         job = Job.from_json(begin.job_json)
         keeps = self._directory if job.server.durability != "none" else None
         run = FollowingRun(begin.job_id, job, self.sessions, self.place.partition, self._tell, self._save, begin.epoch)
-        loop = asyncio.get_running_loop()
+        loop, cluster = asyncio.get_running_loop(), self.cluster
         if begin.HasField("version"):
             run.restore(self._snapshot(begin.job_id, begin.version))
             # Whether the job is over, the coordinator says.
@@ -317,6 +318,8 @@ class Follower:
             await loop.run_in_executor(self._thread, keeps.save, Snapshot(begin.job_id, job))
         elif self._directory is not None:
             self._directory.clear()
+        if self.cluster != cluster:
+            raise Unreachable("the coordinator is gone")
         self.run = run
         for session in self.sessions.values():
             session.start_job()
