@@ -52,9 +52,7 @@ class Surroundings(Protocol):
 class Host:
     """The machine of server `number` of `count`; `delay` draws how long its disk takes for an operation."""
 
-    def __init__(
-        self, world: Surroundings, number: int, count: int, rng: Random, delay: Callable[[], float]
-    ) -> None:
+    def __init__(self, world: Surroundings, number: int, count: int, rng: Random, delay: Callable[[], float]) -> None:
         self._world, self._rng, self._delay = world, rng, delay
         self.number, self._count = number, count
         self.name = name_of(number, count)
@@ -117,10 +115,14 @@ class Host:
 
     def _listener(self, process: Process, shell: Shell | Follower) -> Listener:
         training = TrainingService(shell)
-        services: list[Any] = [ControlService(shell)] if isinstance(shell, Shell) else [
-            FollowerControl(shell),
-            PartitionService(shell),
-        ]
+        services: list[Any] = (
+            [ControlService(shell)]
+            if isinstance(shell, Shell)
+            else [
+                FollowerControl(shell),
+                PartitionService(shell),
+            ]
+        )
 
         async def train(context: Context) -> None:
             if isinstance(shell, Shell):

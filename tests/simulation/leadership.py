@@ -1,4 +1,4 @@
-"""The coordinator's connections to the other servers, in the shape of what `paramserver.server.links` takes from gRPC."""
+"""The coordinator's connections to other servers, in the shape of what `paramserver.server.links` takes from gRPC."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ class Call:
         async def follow(listener: Listener, context: Context) -> None:
             await listener.follow(context)
 
-        self._connecting: asyncio.Task[Connection] = process.loop.create_task(
-            network.connect(process, address, follow)
-        )
+        self._connecting: asyncio.Task[Connection] = process.loop.create_task(network.connect(process, address, follow))
         # Whoever reads or writes hears of it, if anybody still does.
         self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
 

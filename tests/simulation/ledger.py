@@ -5,8 +5,8 @@
     by[shard, step]     the number of the worker process that computed it
     chain               moved by a function of its own value, shard and step whose sums show their order in the bits
 
-The first three are whole numbers, so that they are exact in any order. Where θ is cut over several servers, each part is
-a ledger of its own: what one server has of a contribution can be held against what the others have.
+The first three are whole numbers, so that they are exact in any order. Where θ is cut over several servers, each part
+is a ledger of its own: what one server has of a contribution can be held against what the others have.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ class Shape:
         self.size = self._ledger.size
         self._places = [(t.name, slice(t.offset, t.offset + t.size), t.shape) for t in self._ledger.tensors]
         # Where all is one small tensor it is cut within, and else between two.
-        whole = [("ledger", (self.parts * self.size,))] if options["in_one"] else [
-            (f"{part} {t.name}", t.shape) for part in range(self.parts) for t in self._ledger.tensors
-        ]
+        whole = (
+            [("ledger", (self.parts * self.size,))]
+            if options["in_one"]
+            else [(f"{part} {t.name}", t.shape) for part in range(self.parts) for t in self._ledger.tensors]
+        )
         self.layout = Layout(whole, "float64")
 
     def views(self, part: Array) -> dict[str, Array]:

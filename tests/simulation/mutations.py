@@ -147,7 +147,12 @@ WILD_SERVERS = replace(WILD, partitions=(2, 3), modes=("sync", "ssp", "async"))
 SERVER_SWITCHES = replace(SWITCHES, partitions=(2, 3), spread=(1.0, 4.0))
 #: Bits of their snapshots flip.
 SERVER_ROT = replace(
-    SERVERS, modes=("async",), faults=("rot", "rot", *_CRASHES), troubles=(8, 12), steps=(5, 8), snapshot_every_s=(0.05,)
+    SERVERS,
+    modes=("async",),
+    faults=("rot", "rot", *_CRASHES),
+    troubles=(8, 12),
+    steps=(5, 8),
+    snapshot_every_s=(0.05,),
 )
 #: Jobs are short, and end while something happens.
 BRIEF = Focus(

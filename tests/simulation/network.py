@@ -154,9 +154,7 @@ class Network:
             connection.close(connection.client)
 
 
-async def _serve(
-    listener: Listener, serve: Callable[[Listener, Context], Awaitable[None]], context: Context
-) -> None:
+async def _serve(listener: Listener, serve: Callable[[Listener, Context], Awaitable[None]], context: Context) -> None:
     status = grpc.StatusCode.OK
     try:
         await serve(listener, context)
@@ -322,7 +320,10 @@ class Connection:
         )
         # Tensors and what they belong to need their order.
         self.to_client = Channel(
-            network, server, self.client, lambda _, item: is_wild and isinstance(item, bytes) and item[:1] == WORK_TAG,
+            network,
+            server,
+            self.client,
+            lambda _, item: is_wild and isinstance(item, bytes) and item[:1] == WORK_TAG,
             may_overtake=False,
         )
         self.channels = (self.to_server, self.to_client)

@@ -303,9 +303,7 @@ class Oracle:
             raise self._broken(f"version {version} is not version {version - 1} and the sum of {list(named)}")
         return found, velocity
 
-    def _check_decision(
-        self, number: int, origin: Origin, contributions: Sequence[Contribution], told: Told
-    ) -> None:
+    def _check_decision(self, number: int, origin: Origin, contributions: Sequence[Contribution], told: Told) -> None:
         """Hold what one server made a version of against what the others did."""
         if len(self.parts) == 1:
             return

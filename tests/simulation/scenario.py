@@ -113,7 +113,8 @@ class Scenario:
             for j in self.jobs
         )
         return (
-            f"{jobs}; {self.partitions} servers, {self.workers} workers, {len(self.faults)} faults until {self.calm_at:.1f} s, "
+            f"{jobs}; {self.partitions} servers, {self.workers} workers, "
+            f"{len(self.faults)} faults until {self.calm_at:.1f} s, "
             f"latency {self.latency_s} s, computing {self.compute_s} s, disk {self.disk_s} s, "
             f"chunks of {self.chunk_bytes} bytes{', wild network' if self.wild else ''}"
         )
@@ -124,7 +125,9 @@ def draw(rng: Random, focus: Focus = ALL) -> Scenario:
     wild = rng.random() < focus.wild
     durability = rng.choice(focus.durabilities)
     partitions = rng.choice(LOGGED_PARTITIONS if durability == "log" else focus.partitions)
-    jobs = tuple(draw_job(rng, focus, number, durability, wild, partitions) for number in range(1, 2 + (rng.random() < 0.2)))
+    jobs = tuple(
+        draw_job(rng, focus, number, durability, wild, partitions) for number in range(1, 2 + (rng.random() < 0.2))
+    )
     workers = rng.choice(focus.workers)
     latency_s, compute_s = rng.choice((0.0005, 0.01, 0.1)), rng.choice(focus.compute_s)
     # About as long as the jobs take undisturbed, or some times as long.

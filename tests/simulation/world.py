@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
@@ -26,7 +26,7 @@ from paramserver.wire.sharing import Draft
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.process import work
 from paramserver.worker.trainer import Gradient, Identity, Trainer
-from simulation.host import Host, name_of
+from simulation.host import Host
 from simulation.ledger import Learner, contribution, loss, samples
 from simulation.loop import Clock, Process
 from simulation.network import Context, Network
@@ -57,7 +57,9 @@ class World:
         self.clock = Clock()
         self.network = Network(self.clock, Random(seed + 1), s.latency_s, s.wild)
         count = s.partitions
-        self.hosts = [Host(self, n, count, self._rng, lambda: self._rng.expovariate(1 / s.disk_s)) for n in range(count)]
+        self.hosts = [
+            Host(self, n, count, self._rng, lambda: self._rng.expovariate(1 / s.disk_s)) for n in range(count)
+        ]
         #: Where clients go: the server that decides.
         self._first = self.hosts[0]
         self._addresses = tuple(host.name for host in self.hosts)
@@ -244,15 +246,14 @@ class World:
         elif oracle.promised_version:
             raise Violation(f"came back without θ, version {oracle.promised_version} was promised to be kept")
         if oracle.promised_end is not None and oracle.promised_end != (run.engine.phase, run.engine.version):
-            raise Violation(
-                f"the job ended with {oracle.promised_end}, and came back{self._describe_run(self._first)}"
-            )
+            raise Violation(f"the job ended with {oracle.promised_end}, and came back{self._describe_run(self._first)}")
 
     def _describe_run(self, host: Host) -> str:
         if host.shell is None or host.shell.run is None:
             return ""
         run = host.shell.run
-        return f" with job {run.job_id}, phase {run.engine.phase}, version {run.engine.version}, clocks {run.engine.clocks}"
+        engine = run.engine
+        return f" with job {run.job_id}, phase {engine.phase}, version {engine.version}, clocks {engine.clocks}"
 
     def _promise_when_written(self, oracle: Oracle, version: int) -> None:
         """Hold the server to a version from when the disk operations ahead of the message are done."""
@@ -319,9 +320,9 @@ class World:
             raise Violation(f"engine at {engine.version}, store at {run.store.version}, θ at {part.version}")
         if isinstance(shell, Follower):
             first = self._shell
-            if shell.cluster and first is not None and shell.cluster == first.cluster and first.run is not None:
-                if engine.version > first.run.engine.version:
-                    raise Violation(f"{host.name} is at {engine.version}, nobody ordered that")
+            is_led = first is not None and first.cluster == shell.cluster != b""
+            if is_led and first is not None and first.run is not None and engine.version > first.run.engine.version:
+                raise Violation(f"{host.name} is at {engine.version}, nobody ordered that")
             return
         if len(engine._round) > len(engine.shards):
             raise Violation(f"{len(engine._round)} contributions are in a round of {len(engine.shards)} shards")
@@ -430,11 +431,14 @@ class World:
                 oracle.submitted = False
         self._finished = True
 
+    def _call(self, method: str, request: Any) -> AsyncIterator[Any]:
+        return self.network.call(self._client, self._first.name, method, request)
+
     async def _ask(self, method: str, request: Any) -> Any:
         """Call until there is an answer."""
         while True:
             try:
-                async for reply in self.network.call(self._client, self._first.name, method, request):
+                async for reply in self._call(method, request):
                     return reply
             except grpc.aio.AioRpcError as error:
                 self.tell(f"client: {method}: {error.code().name}: {error.details()}")
@@ -445,7 +449,7 @@ class World:
         step = 0
         while True:
             try:
-                async for reply in self.network.call(self._client, self._first.name, "Watch", pb.WatchRequest(after_step=step)):
+                async for reply in self._call("Watch", pb.WatchRequest(after_step=step)):
                     status = reply.status
                     if status.job_id != job_id:
                         raise Violation(f"{status.job_id or 'no job'} is in the place of {job_id}")
@@ -485,7 +489,7 @@ class World:
         # The answer does not say which job it is about.
         is_sure = oracle.submitted
         try:
-            async for reply in self.network.call(self._client, self._first.name, "Snapshot", pb.SnapshotRequest()):
+            async for reply in self._call("Snapshot", pb.SnapshotRequest()):
                 if is_sure:
                     oracle.promise_version(reply.version)
                 self._promised(f"checkpoint of version {reply.version}")
@@ -495,7 +499,7 @@ class World:
     async def _export(self) -> None:
         theta, version, job_id = b"", 0, ""
         try:
-            async for reply in self.network.call(self._client, self._first.name, "Pull", pb.PullRequest()):
+            async for reply in self._call("Pull", pb.PullRequest()):
                 theta, version, job_id = theta + reply.payload, reply.version, reply.job_id
         except grpc.aio.AioRpcError as error:
             self.tell(f"client: export: {error.code().name}: {error.details()}")
@@ -508,7 +512,7 @@ class World:
 
     async def _stop_job(self) -> None:
         try:
-            async for _ in self.network.call(self._client, self._first.name, "Stop", pb.StopRequest(reason="asked to")):
+            async for _ in self._call("Stop", pb.StopRequest(reason="asked to")):
                 self.tell("client: the job is stopped")
         except grpc.aio.AioRpcError as error:
             self.tell(f"client: stop: {error.code().name}: {error.details()}")
@@ -530,7 +534,7 @@ class World:
         after = TrainSection(**{**job.train.model_dump(), **changes})
         oracle.switching(after, self.clock.now)
         try:
-            async for reply in self.network.call(self._client, self._first.name, "SetPolicy", pb.SetPolicyRequest(**changes)):
+            async for reply in self._call("SetPolicy", pb.SetPolicyRequest(**changes)):
                 told = Job.from_json(reply.job_json).train
                 if told not in oracle.policies and not oracle.rotted:
                     raise Violation(f"after a switch to {after} the server has {told}")

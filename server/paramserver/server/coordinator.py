@@ -161,7 +161,9 @@ class Coordinator(Shell):
             common &= set(following.versions) if is_same else set()
         version = max(common, default=None)
         # What is found here was everywhere. An end that nobody was told of may have been written down nowhere.
-        is_kept = before.engine.phase == "failed" or any(s.engine is not None and s.engine.phase != "train" for s in own[:1])
+        is_kept = before.engine.phase == "failed" or any(
+            s.engine is not None and s.engine.phase != "train" for s in own[:1]
+        )
         if version is None and before.engine.ended and is_kept:
             log.error("job %s has ended, and the partitions have no version of it in common", before.job_id)
             before.abandon(NotReady(f"the parameters of job {before.job_id} are gone with a partition"))
@@ -181,8 +183,8 @@ class Coordinator(Shell):
             # A policy that was switched before there was a first θ stays switched.
             run.restore(Snapshot(before.job_id, before.submitted, train=before.job.train))
         if own and self._directory is not None:
-            # Others may get the numbers of what came later. What the rest of the servers have of it does no harm: without
-            # this one nobody goes back there.
+            # Other versions may get the numbers of those after it. What the other servers have of them does no harm:
+            # without this one nobody goes back there.
             if version is not None:
                 self._directory.forget_after(version)
             else:

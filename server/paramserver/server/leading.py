@@ -387,7 +387,9 @@ class LeadingRun(Run):
         Raises:
             StateError: if one cannot.
         """
-        begin = pb.Begin(job_id=self.job_id, job_json=self.submitted.to_json(), version=version, epoch=self.engine.epoch)
+        begin = pb.Begin(
+            job_id=self.job_id, job_json=self.submitted.to_json(), version=version, epoch=self.engine.epoch
+        )
         reports = await asyncio.gather(*(link.ask("begun", pb.Order(begin=begin)) for link in self._links))
         for link, report in zip(self._links, reports, strict=True):
             if report.begun.error:
