@@ -177,3 +177,23 @@ def test_whoever_waits_for_a_version_of_an_earlier_era_is_not_kept_waiting() -> 
     assert order(engine, ev.GoBack()) == [ev.GoBack(), ev.Supply("late", (0,))]
     assert engine.handle(ev.Fetched("late", 1, (0,), (0,), 1), 0.0) == []
     assert engine.handle(ev.Fetched("other", 2, (0,), (), 0), 0.0) == [ev.Supply("other", (0,))]
+
+
+def test_leases_of_the_job_before_mean_nothing() -> None:
+    engine = FollowingEngine(
+        Job.from_dict({"task": {"use": "linear_regression"}, "data": {"source": "x.npz"}}), epoch=7
+    )
+    engine.prepare(total_steps=10)
+    refusal = engine.admit("w", 0, 7, 0)
+    assert refusal is not None
+    assert refusal.code is Code.FENCED
+    assert engine.admit("w", 0, 8, 0) is None
+
+
+def test_a_pull_that_comes_late_does_not_take_the_place_of_a_newer_one() -> None:
+    engine = make_engine()
+    assert engine.handle(ev.Fetched("w", 1, (0,)), 0.0) == []
+    assert engine.handle(ev.Fetched("w", 0, (0,)), 0.0) == []
+    push(engine, c := contribution())
+    supplied = [e for e in order(engine, ev.Apply(1, 1, (c,))) if isinstance(e, ev.Supply)]
+    assert [supply.worker for supply in supplied] == ["w"]

@@ -389,3 +389,18 @@ def test_a_path_that_can_be_no_directory_is_refused(tmp_path: Path, where: str) 
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="state directory"):
         StateDirectory(tmp_path / where)
+
+
+def test_what_came_after_a_version_can_be_forgotten(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    for version in (5, 7):
+        directory.save(snapshot(version), common=5)
+    directory.forget_after(7)
+    assert [s.version for s in directory.whole()] == [7, 5]
+    directory.forget_after(5)
+    assert [s.version for s in directory.whole()] == [5]
+    directory.save(snapshot(6), common=5)
+    directory.close()
+    found = StateDirectory(tmp_path)
+    assert [s.version for s in found.whole()] == [6, 5]
+    found.close()

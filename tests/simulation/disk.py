@@ -2,7 +2,7 @@
 
 Every operation takes time and is there from the end of it on. A process may die between any two, also within one call
 of the code under test: what it did after its death is taken back. `Path`, `Os` and `Flock` have the shape of
-`pathlib.Path`, `os` and `fcntl`, as much of it as the code under test uses.
+`pathlib.Path`, `os` and `fcntl`, as much of it as the code under test uses, and lead to the disk of whoever uses them.
 """
 
 from __future__ import annotations
@@ -220,8 +220,10 @@ class File:
 class Path(PurePosixPath):
     """A path on the simulated disk."""
 
-    #: The disk of the simulation that runs.
-    disk: Disk
+    @property
+    def disk(self) -> Disk:
+        """The disk of the process that runs."""
+        return _disk()
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         directory, name = _split(str(self))
@@ -280,9 +282,12 @@ class Os:
     O_RDONLY, O_DIRECTORY = os.O_RDONLY, os.O_DIRECTORY
     O_WRONLY, O_CREAT, O_EXCL, O_APPEND = os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_APPEND
 
-    def __init__(self, disk: Disk, rng: Random) -> None:
-        self._disk = disk
+    def __init__(self, rng: Random) -> None:
         self.urandom = rng.randbytes
+
+    @property
+    def _disk(self) -> Disk:
+        return _disk()
 
     def open(self, path: Path, flags: int, _mode: int = 0o666) -> int:
         if flags == os.O_RDONLY | os.O_DIRECTORY:
@@ -319,16 +324,21 @@ class Flock:
 
     LOCK_EX, LOCK_NB = 2, 4
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-
     def flock(self, descriptor: int, flags: int) -> None:
         assert flags == self.LOCK_EX | self.LOCK_NB
         assert Process.current is not None
-        path, _ = self._disk.descriptors[descriptor]
-        if path in self._disk.locks:
+        disk = _disk()
+        path, _ = disk.descriptors[descriptor]
+        if path in disk.locks:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
-        self._disk.locks[path] = Process.current
+        disk.locks[path] = Process.current
+
+
+def _disk() -> Disk:
+    process = Process.current
+    assert process is not None
+    found: Disk = process.disk
+    return found
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -79,6 +79,9 @@ class Process:
         self.on_death: list[Action] = []
         self.errors: list[str] = []
         self._threads: dict[Any, float] = {}
+        self._is_in_thread = False
+        #: That of its host, if it has one.
+        self.disk: Any = None
 
     def run(self, action: Action) -> None:
         """Run code of this process and all that it puts into its event loop at once."""
@@ -131,12 +134,15 @@ class Process:
         future: asyncio.Future[Any] = self.loop.create_future()
         in_loop = self.io_time
         # A pool of one thread: one thing after the other.
-        self.io_time = max(self.clock.now, self._threads.get(executor, 0.0)) + self.delay()
+        self.io_time = self.thread_time(executor) + self.delay()
         result, error = None, None
+        self._is_in_thread = True
         try:
             result = function(*arguments)
         except Exception as raised:
             error = raised
+        finally:
+            self._is_in_thread = False
         end, self.io_time = self.io_time, in_loop
         self._threads[executor] = end
 
@@ -150,6 +156,15 @@ class Process:
 
         self.clock.at(end, self, done)
         return future
+
+    def thread_time(self, executor: Any) -> float:
+        """Say when a pool has done all that it was given."""
+        return max(self.clock.now, self._threads.get(executor, 0.0))
+
+    @property
+    def thread_now(self) -> float | None:
+        """The time of what runs in a thread at the moment; None if nothing does."""
+        return self.io_time if self._is_in_thread else None
 
     def bury(self) -> None:
         """Take apart what is left after the end of the simulation, quietly."""
@@ -217,7 +232,11 @@ class Loop(asyncio.AbstractEventLoop):
             self.ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+        now = self._process.thread_now
+        if now is None:
+            return self.call_soon(callback, *args, context=context)
+        return self.call_at(now, callback, *args, context=context)
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
         return self.call_at(self._process.clock.now + delay, callback, *args, context=context)

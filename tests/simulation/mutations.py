@@ -11,6 +11,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from simulation.scenario import ALL, Focus
@@ -119,6 +120,81 @@ LOGGED = Focus(
     disk_s=(0.005, 0.05),
     snapshot_every_s=(4.0,),
     wild=0.0,
+)
+#: Several servers share θ, and one of them dies, mostly at its disk.
+SERVERS = Focus(
+    durabilities=("snapshot",),
+    faults=(*_CRASHES, "checkpoint", "checkpoint"),
+    troubles=(5, 8),
+    lasting=0.02,
+    spread=(1.5, 4.0),
+    workers=(2, 3),
+    steps=(8,),
+    disk_s=(0.005,),
+    momenta=(0.0,),
+    snapshot_every_s=(0.05, 0.2),
+    wild=0.0,
+    partitions=(2, 3),
+    asks=0.5,
+)
+#: Their machines lose power when somebody has just been promised something.
+SERVER_AMBUSHES = replace(AMBUSHES, partitions=(2, 3), modes=("sync", "async"), disk_s=(0.005, 0.05))
+#: Workers of several servers die, stand still and are cut off from some of them.
+TORN = Focus(
+    durabilities=("snapshot",),
+    faults=_WORKERS,
+    troubles=(5, 8, 12),
+    lasting=0.5,
+    spread=(1.5, 4.0),
+    workers=(2, 3),
+    steps=(5, 8),
+    wild=0.0,
+    partitions=(2, 3),
+)
+#: Rounds of several servers close without some shards.
+QUORUMS = replace(
+    TORN, modes=("quorum",), faults=("slow worker", "slow worker", "join"), shards=(2,), steps=(20,), spread=(1.0,)
+)
+#: Workers of several servers go at different speeds.
+SPREAD = replace(APART, partitions=(2, 3))
+#: Messages between them are lost, doubled and overtaken.
+WILD_SERVERS = replace(WILD, partitions=(2, 3), modes=("sync", "ssp", "async"))
+#: Their job has a new policy every other moment.
+SERVER_SWITCHES = replace(SWITCHES, partitions=(2, 3), spread=(1.0, 4.0))
+#: Bits of their snapshots flip.
+SERVER_ROT = replace(
+    SERVERS,
+    modes=("async",),
+    faults=("rot", "rot", *_CRASHES),
+    troubles=(8, 12),
+    steps=(5, 8),
+    snapshot_every_s=(0.05,),
+)
+#: Jobs are short, and end while something happens.
+BRIEF = Focus(
+    durabilities=("snapshot",),
+    faults=("kill server", "kill server while it writes", "kill server while it writes", "reset", "reset"),
+    troubles=(8, 12),
+    lasting=0.02,
+    spread=(4.0, 8.0),
+    steps=(1, 2),
+    compute_s=(0.3,),
+    disk_s=(0.05,),
+    wild=0.0,
+    partitions=(2, 3),
+    asks=1.0,
+)
+#: Workers die while there is no θ yet.
+EARLY = Focus(
+    durabilities=("snapshot",),
+    faults=("kill worker", "leave", "stop worker", "part"),
+    troubles=(5, 8),
+    lasting=0.1,
+    spread=(0.0,),
+    workers=(1, 2),
+    steps=(1,),
+    wild=0.0,
+    partitions=(2, 3),
 )
 
 
@@ -305,9 +381,128 @@ MUTATIONS = (
     Mutation(
         "send chunks of an older θ",
         "server.store:Store.answer",
-        "return [*self._encoded, encode(message, self._last)]",
-        "self.first = getattr(self, 'first', self._encoded); return [*self.first, encode(message, self._last)]",
+        "return [*self._encoded, self._lend(message, self._last)]",
+        "self.first = getattr(self, 'first', self._encoded); return [*self.first, self._lend(message, self._last)]",
         ROUNDS,
+    ),
+    Mutation(
+        "count what not all servers have",
+        "server.gathering:Gathering._note",
+        "where.keys() != self._all",
+        "name not in self._here",
+        TORN,
+    ),
+    Mutation(
+        "forget the epoch on the other servers",
+        "server.followingengine:FollowingEngine.admit",
+        "epoch < fence",
+        "False",
+        TORN,
+    ),
+    Mutation(
+        "keep the first of two contributions to a step",
+        "server.followingengine:FollowingEngine._hold",
+        "self._held[c.shard] = c",
+        "self._held.setdefault(c.shard, c)",
+        TORN,
+    ),
+    Mutation(
+        "give out any version of the rest of θ",
+        "server.followingengine:FollowingEngine._is_there",
+        "fetch.version <= self.version or fetch.era < self.era",
+        "True",
+        SPREAD,
+    ),
+    Mutation(
+        "drop what is held when the policy changes",
+        "server.following:FollowingRun._restage",
+        "self.store.incoming = incoming",
+        "pass",
+        SERVER_SWITCHES,
+    ),
+    Mutation(
+        "go back to a version that not all servers have",
+        "server.coordinator:Coordinator._go_on",
+        "common &= set(following.versions)",
+        "common |= set(following.versions)",
+        SERVERS,
+    ),
+    Mutation(
+        "go back to one's own newest version",
+        "server.following:Follower._begin",
+        "self._snapshot(begin.job_id, begin.version)",
+        "next(iter(self._directory.whole()))",
+        SERVERS,
+    ),
+    Mutation(
+        "take a snapshot in the middle of an update",
+        "server.coordinator:LeadingSaver._save_everywhere",
+        "await self._run.between(begin)",
+        "await begin()",
+        SERVERS,
+    ),
+    Mutation(
+        "leave what came after the version that all go back to",
+        "server.coordinator:Coordinator._go_on",
+        "self._directory.forget_after(version)",
+        "pass",
+        SERVER_ROT,
+    ),
+    Mutation(
+        "remove the version that all servers have",
+        "server.snapshots:StateDirectory.save",
+        "older = [f for f in older if self._versions.get(f) == common]",
+        "older = []",
+        SERVERS,
+    ),
+    Mutation(
+        "tell of a snapshot that one server has",
+        "server.coordinator:LeadingSaver._save_everywhere",
+        "report = (await answer).saved",
+        "report = pb.Saved()",
+        SERVER_AMBUSHES,
+    ),
+    Mutation(
+        "tell of the end while the last update is under way",
+        "server.leading:LeadingRun.quiet",
+        "await self.between(nothing)",
+        "pass",
+        BRIEF,
+    ),
+    Mutation(
+        "tell of what a lost server has not written",
+        "server.leading:LeadingRun.check",
+        "if self._lost is not None:",
+        "return\n    if self._lost is not None:",
+        BRIEF,
+    ),
+    Mutation(
+        "forget the policy when the job begins anew",
+        "server.coordinator:Coordinator._go_on",
+        "train=before.job.train",
+        "train=None",
+        SERVER_SWITCHES,
+    ),
+    Mutation(
+        "wait for the first θ of a worker that has died",
+        "server.leading:LeadingRun._carry_out_everywhere",
+        "self._initial = None",
+        "pass",
+        EARLY,
+    ),
+    Mutation(
+        "keep what the rounds have closed without",
+        "server.leading:LeadingRun.take_report",
+        "held.step >= self.engine.clocks[held.shard] or self._gathering.is_here(name)",
+        "True",
+        QUORUMS,
+    ),
+    Mutation(
+        "take an answer to what was asked before",
+        "worker.partitions:Partition.fetch",
+        'case "work" if self._is_old(message.work, wanted):',
+        'case "work" if False:',
+        WILD_SERVERS,
     ),
 )
 

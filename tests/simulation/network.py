@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 
@@ -27,7 +27,18 @@ KEEPALIVE_S = (10.0, 20.0)
 #: How long a connection attempt waits for an answer.
 CONNECT_S = 20.0
 
-_WORK_TAG = pb.ServerMessage.DESCRIPTOR.fields_by_name["work"].number << 3 | 2
+#: What work for a worker begins with on the wire.
+WORK_TAG = bytes([pb.ServerMessage.DESCRIPTOR.fields_by_name["work"].number << 3 | 2])
+ACKNOWLEDGED_TAG = bytes([pb.ServerMessage.DESCRIPTOR.fields_by_name["acknowledged"].number << 3 | 2])
+
+
+class Listener(NamedTuple):
+    """A process that listens, and how it serves workers' streams, a coordinator's orders and calls."""
+
+    process: Process
+    train: Callable[[Context], Awaitable[None]]
+    follow: Callable[[Context], Awaitable[None]]
+    call: Callable[[str, Any, Context], AsyncIterator[Any]]
 
 
 class Network:
@@ -44,10 +55,8 @@ class Network:
         self.connections: list[Connection] = []
         #: How many there ever were.
         self.count = 0
-        #: The process that listens, if one does, and how it serves a worker's stream and a client's calls.
-        self.server: Process | None = None
-        self.serve_stream: Callable[[Context], Awaitable[None]]
-        self.serve_call: Callable[[str, Any, Context], Any]
+        #: By address.
+        self.listeners: dict[str, Listener] = {}
 
     def latency(self) -> float:
         """Draw how long a message travels; now and then very long."""
@@ -85,13 +94,20 @@ class Network:
     def _between(self, pair: frozenset[str]) -> list[Connection]:
         return [c for c in self.connections if {p.name for p in c.processes} == pair]
 
-    async def connect(self, process: Process, serve: Callable[[Context], Awaitable[None]]) -> Connection:
-        """Reach the server and have it serve a connection.
+    async def connect(
+        self,
+        process: Process,
+        address: str,
+        serve: Callable[[Listener, Context], Awaitable[None]],
+        is_wild: bool = False,
+    ) -> Connection:
+        """Reach the server at an address and have it serve a connection.
 
         Raises:
             grpc.aio.AioRpcError: if it cannot be reached.
         """
-        clock, server = self.clock, self.server
+        clock, listener = self.clock, self.listeners.get(address)
+        server = None if listener is None else listener.process
         connected: asyncio.Future[Connection | None] = process.loop.create_future()
 
         def settle(connection: Connection | None) -> None:
@@ -101,17 +117,17 @@ class Network:
                 connection.close(connection.client)
 
         clock.at(clock.now + CONNECT_S, process, lambda: settle(None))
-        if server is None or not server.alive:
+        if listener is None or server is None or not server.alive:
             clock.at(clock.now + self.latency(), process, lambda: settle(None))
         elif not self.parted(process, server):
 
             def accept() -> None:
                 if self.parted(process, server) or not process.alive:
                     return
-                connection = Connection(self, process, server)
+                connection = Connection(self, process, server, is_wild)
                 self.connections.append(connection)
                 context = Context(connection)
-                context.task = server.loop.create_task(_serve(serve, context))
+                context.task = server.loop.create_task(_serve(listener, serve, context))
                 clock.at(clock.now + self.latency(), process, lambda: settle(connection))
 
             clock.at(clock.now + self.latency(), server, accept)
@@ -120,18 +136,18 @@ class Network:
             raise failure("no answer")
         return connection
 
-    async def call(self, process: Process, method: str, request: Any) -> AsyncIterator[Any]:
-        """Call the server's control service and yield its replies.
+    async def call(self, process: Process, address: str, method: str, request: Any) -> AsyncIterator[Any]:
+        """Call the server at an address and yield its replies.
 
         Raises:
             grpc.aio.AioRpcError: if it cannot be reached, breaks off or refuses.
         """
 
-        async def serve(context: Context) -> None:
-            async for reply in self.serve_call(method, request, context):
+        async def serve(listener: Listener, context: Context) -> None:
+            async for reply in listener.call(method, request, context):
                 context.send(reply)
 
-        connection = await self.connect(process, serve)
+        connection = await self.connect(process, address, serve)
         try:
             while (reply := await connection.client.take()) is not None:
                 yield reply
@@ -139,10 +155,10 @@ class Network:
             connection.close(connection.client)
 
 
-async def _serve(serve: Callable[[Context], Awaitable[None]], context: Context) -> None:
+async def _serve(listener: Listener, serve: Callable[[Listener, Context], Awaitable[None]], context: Context) -> None:
     status = grpc.StatusCode.OK
     try:
-        await serve(context)
+        await serve(listener, context)
     except grpc.aio.AbortError:
         return
     except asyncio.CancelledError:
@@ -150,8 +166,15 @@ async def _serve(serve: Callable[[Context], Awaitable[None]], context: Context) 
     except Exception as error:
         # What gRPC makes of an error that nobody caught; ours never are to be.
         status = grpc.StatusCode.UNKNOWN
-        Process.current.errors.append(f"uncaught in a service: {error!r}")  # type: ignore[union-attr]
+        if Process.current is None:
+            # It is being taken apart.
+            return
+        Process.current.errors.append(f"uncaught in a service: {error!r}")
     context.finish(status, "")
+
+
+async def _train(listener: Listener, context: Context) -> None:
+    await listener.train(context)
 
 
 def failure(details: str, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> grpc.aio.AioRpcError:
@@ -220,12 +243,13 @@ class End:
 class Channel:
     """One direction of a connection."""
 
-    def __init__(self, network: Network, source: Process, target: End, wild: Callable[[int, Any], bool]) -> None:
+    def __init__(
+        self, network: Network, source: Process, target: End, wild: Callable[[int, Any], bool], may_overtake: bool
+    ) -> None:
         self._network, self._source, self._target = network, source, target
         #: Says of a numbered message whether it may be lost or doubled.
         self._wild = wild
-        #: To a worker, tensors and what they belong to need their order.
-        self._may_overtake = target.process is network.server
+        self._may_overtake = may_overtake
         self._sent = 0
         self._last = 0.0
         #: Of those not arrived yet, messages from this number on are lost.
@@ -283,18 +307,25 @@ class Channel:
 
 
 class Connection:
-    """A connection between a worker or client and the server."""
+    """A connection of a worker, a client or a coordinator to a server."""
 
-    def __init__(self, network: Network, process: Process, server: Process) -> None:
+    def __init__(self, network: Network, process: Process, server: Process, is_wild: bool) -> None:
         self._network = network
         network.count += 1
         self.number = network.count
         self.processes = (process, server)
         self.client, self.server = End(process), End(server)
         #: The join comes first and alone; of what goes to a worker, work can be asked for again.
-        self.to_server = Channel(network, process, self.server, lambda number, _: number > 0)
+        self.to_server = Channel(
+            network, process, self.server, lambda number, _: is_wild and number > 0, may_overtake=True
+        )
+        # Tensors and what they belong to need their order.
         self.to_client = Channel(
-            network, server, self.client, lambda _, item: isinstance(item, bytes) and item[:1] == bytes([_WORK_TAG])
+            network,
+            server,
+            self.client,
+            lambda _, item: is_wild and isinstance(item, bytes) and item[:1] == WORK_TAG,
+            may_overtake=False,
         )
         self.channels = (self.to_server, self.to_client)
         for channel in self.channels:
@@ -418,7 +449,7 @@ class Stream:
         process, network = Process.current, self.network
         assert process is not None
         if self._connection is None:
-            self._connection = await network.connect(process, network.serve_stream)
+            self._connection = await network.connect(process, self.address, _train, is_wild=True)
         await asyncio.sleep(0)
         if self._connection.client.broken:
             raise self._connection.client.error or failure("the server ended the stream")

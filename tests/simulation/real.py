@@ -12,19 +12,35 @@ from random import Random
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from paramserver.server import control, log, replay, run, saver, shell, snapshots, store, training
+from paramserver.server import (
+    control,
+    coordinator,
+    following,
+    links,
+    log,
+    partition,
+    replay,
+    run,
+    saver,
+    shell,
+    snapshots,
+    store,
+    training,
+)
 from paramserver.server.optimizers import factory
 from paramserver.wire import sharing
 from paramserver.wire.job import Job
 from paramserver.worker import process as worker_process
 from paramserver.worker import trainer
-from simulation.disk import Disk, Flock, Os, Path
+from simulation.disk import Flock, Os
+from simulation.leadership import PartitionStub, simulated_grpc
 from simulation.ledger import Learner
-from simulation.loop import Clock
+from simulation.loop import Clock, Process
 from simulation.network import Network, Stream
 
 #: Nothing that is measured in seconds of a watcher's patience matters here.
 WATCH_EVERY_S = 2.0
+BEAT_EVERY_S = 3.0
 
 #: The simulated jobs are short.
 AHEAD_VERSIONS = 3
@@ -90,9 +106,25 @@ class _NoThread:
         pass
 
 
+class _Thread:
+    """A pool of one thread that nobody waits for."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        assert Process.current is not None
+        Process.current.in_thread(self, function, arguments)
+
+    def shutdown(self) -> None:
+        process = Process.current
+        assert process is not None
+        process.io_time = max(process.io_time, process.thread_time(self))
+
+
 @contextmanager
 def surroundings(
-    clock: Clock, network: Network, disk: Disk, rng: Random, chunk_bytes: int, store_class: type[store.Store]
+    clock: Clock, network: Network, rng: Random, chunk_bytes: int, store_class: type[store.Store]
 ) -> Iterator[None]:
     """Let the real code run on a simulated clock, network and disk."""
     now = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now, time=lambda: clock.now)
@@ -111,13 +143,19 @@ def surroundings(
         put(Job, "from_json", staticmethod(texts.read))
         put(Job, "to_json", lambda job: texts.write(job))
         for module in (snapshots, log, replay):
-            put(module, "os", Os(disk, rng))
+            put(module, "os", Os(rng))
+        for module in (coordinator, partition):
+            put(module, "os", SimpleNamespace(urandom=rng.randbytes))
+        put(coordinator, "random", rng)
+        put(links, "grpc", simulated_grpc(network))
+        put(links, "PartitionStub", PartitionStub)
+        put(following, "ThreadPoolExecutor", _Thread)
+        put(partition, "BEAT_EVERY_S", BEAT_EVERY_S)
         # SQLite does its own input and output, and no θ depends on what is noted there.
         put(shell, "Provenance", _NoNotes)
         put(shell, "gc", SimpleNamespace(collect=lambda: 0))
         put(saver, "ThreadPoolExecutor", _NoThread)
-        put(snapshots, "fcntl", Flock(disk))
-        Path.disk = disk
+        put(snapshots, "fcntl", Flock())
         Stream.network = network
         put(worker_process, "Stream", Stream)
         put(worker_process, "random", rng)

@@ -13,8 +13,10 @@ MODES = ("sync", "sync", "sync", "quorum", "ssp", "async", "async")
 #: What `log` promises beyond `snapshot` raises `Oracle.promised_version` with every contribution that is acknowledged.
 DURABILITIES = ("snapshot",) * 5 + ("log",) * 3 + ("none",)
 
-#: The numbers of servers that hold a job; more than one needs a process for each in `World`.
-PARTITIONS = (1,)
+#: The numbers of servers over which θ is cut, …
+PARTITIONS = (1, 1, 1, 2, 3)
+#: … and where contributions are logged.
+LOGGED_PARTITIONS = (1,)
 
 FAULTS = (
     *("kill server",) * 4,
@@ -34,6 +36,7 @@ FAULTS = (
     "fail disk",
     *("rot",) * 2,
     *("checkpoint",) * 3,
+    *("export",) * 2,
     *("switch",) * 4,
     "stop job",
     "sicken worker",
@@ -62,6 +65,9 @@ class Focus:
     snapshot_every_s: tuple[float, ...] = (0.2, 1.0, 4.0)
     #: How often single messages are lost, doubled and overtaken.
     wild: float = 0.12
+    partitions: tuple[int, ...] = PARTITIONS
+    #: How often updates need a norm, for which several servers have to ask each other; none is too long.
+    asks: float = 0.25
 
 
 #: Everything.
@@ -93,6 +99,8 @@ class Scenario:
     wild: bool
     #: Whether a worker that is started again has the name of the one before.
     keeps_names: bool
+    #: Servers.
+    partitions: int
 
     @property
     def describe(self) -> str:
@@ -105,7 +113,8 @@ class Scenario:
             for j in self.jobs
         )
         return (
-            f"{jobs}; {self.workers} workers, {len(self.faults)} faults until {self.calm_at:.1f} s, "
+            f"{jobs}; {self.partitions} servers, {self.workers} workers, "
+            f"{len(self.faults)} faults until {self.calm_at:.1f} s, "
             f"latency {self.latency_s} s, computing {self.compute_s} s, disk {self.disk_s} s, "
             f"chunks of {self.chunk_bytes} bytes{', wild network' if self.wild else ''}"
         )
@@ -115,7 +124,10 @@ def draw(rng: Random, focus: Focus = ALL) -> Scenario:
     """Return the scenario of a seed."""
     wild = rng.random() < focus.wild
     durability = rng.choice(focus.durabilities)
-    jobs = tuple(draw_job(rng, focus, number, durability, wild) for number in range(1, 2 + (rng.random() < 0.2)))
+    partitions = rng.choice(LOGGED_PARTITIONS if durability == "log" else focus.partitions)
+    jobs = tuple(
+        draw_job(rng, focus, number, durability, wild, partitions) for number in range(1, 2 + (rng.random() < 0.2))
+    )
     workers = rng.choice(focus.workers)
     latency_s, compute_s = rng.choice((0.0005, 0.01, 0.1)), rng.choice(focus.compute_s)
     # About as long as the jobs take undisturbed, or some times as long.
@@ -141,10 +153,11 @@ def draw(rng: Random, focus: Focus = ALL) -> Scenario:
         chunk_bytes=1 << 20 if wild or rng.random() < 0.6 else 256,
         wild=wild,
         keeps_names=rng.random() < 0.7,
+        partitions=partitions,
     )
 
 
-def draw_job(rng: Random, focus: Focus, number: int, durability: str, wild: bool) -> Job:
+def draw_job(rng: Random, focus: Focus, number: int, durability: str, wild: bool, partitions: int) -> Job:
     """Return a job of which nothing is left to chance but its shape."""
     mode, shards, steps = rng.choice(focus.modes), rng.choice(focus.shards), rng.choice(focus.steps)
     train: dict[str, object] = {"mode": mode, "steps": steps, "dtype": "float64", "reduce": "sum"}
@@ -152,17 +165,21 @@ def draw_job(rng: Random, focus: Focus, number: int, durability: str, wild: bool
         train |= {"mode": "sync", "quorum": rng.randint(1, shards)}
     if mode in ("ssp", "async"):
         train |= {"staleness": rng.choice((0, 1, 3)), "max_delay": rng.choice((0, 0, 1, 3))}
+    train["refuse_norm"] = 1e6 * (rng.random() < focus.asks)
+    clip_norm = 1e6 * (rng.random() < focus.asks)
     return Job.from_dict(
         {
-            "task": {"use": "ledger", "options": {"number": number, "steps": steps}},
+            "task": {"use": "ledger", "options": {"number": number, "steps": steps, "in_one": rng.random() < 0.3}},
             "data": {"source": "ledger", "shards": shards},
             "train": train,
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 1.0,
                 "momentum": rng.choice(focus.momenta) if mode == "sync" else 0.0,
+                "clip_norm": clip_norm,
             },
             "server": {
+                "partitions": partitions,
                 "durability": durability,
                 "snapshot_every_s": rng.choice(focus.snapshot_every_s),
                 "lease_s": rng.choice((1.0, 3.0, 10.0)),

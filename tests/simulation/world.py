@@ -1,31 +1,33 @@
-"""One simulated run: a server, workers and a client, what goes wrong with them, and the promises that must hold."""
+"""One simulated run: servers, workers and a client, what goes wrong with them, and the promises that must hold."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
 import grpc
+import numpy as np
 
-from paramserver.server.control import ControlService
+from paramserver.server.coordinator import Coordinator
+from paramserver.server.events import Contribution
+from paramserver.server.following import Follower
+from paramserver.server.leading import LeadingRun
 from paramserver.server.log import Log
 from paramserver.server.session import MAX_WAITING
 from paramserver.server.shell import Shell
-from paramserver.server.snapshots import StateDirectory
 from paramserver.server.store import Store
-from paramserver.server.training import TrainingService
-from paramserver.wire.errors import ParamserverError, StateError, TaskError
+from paramserver.wire.errors import ParamserverError, TaskError
 from paramserver.wire.framing import decode_server_message
 from paramserver.wire.job import Job, TrainSection
-from paramserver.wire.layout import Array
+from paramserver.wire.layout import Array, Layout
+from paramserver.wire.sharing import Draft
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.process import work
 from paramserver.worker.trainer import Gradient, Identity, Trainer
-from simulation.disk import Disk, Path
+from simulation.host import Host
 from simulation.ledger import Learner, contribution, loss, samples
 from simulation.loop import Clock, Process
 from simulation.network import Context, Network
@@ -33,20 +35,15 @@ from simulation.oracle import Oracle, Violation
 from simulation.real import AHEAD_VERSIONS, surroundings
 from simulation.scenario import ALL, Fault, Focus, Scenario, draw
 
-STATE = "/var/lib/state"
-
 #: Simulated seconds from the end of all faults in which every job must end: leases, keepalives and connection attempts
 #: run out one after the other, and then everything may have to be computed once more.
 PATIENCE_S = 150.0
 
 #: More events than any run needs; beyond it something turns in circles.
-MAX_EVENTS = 10_000
+MAX_EVENTS = 20_000
 
 #: Faults after which a lease is lost and comes back, or a contribution is refused.
 DISORDERLY = {"stop worker", "stop server", "part", "switch"}
-
-_WORK_TAG = pb.ServerMessage.DESCRIPTOR.fields_by_name["work"].number << 3 | 2
-_ACKNOWLEDGED_TAG = pb.ServerMessage.DESCRIPTOR.fields_by_name["acknowledged"].number << 3 | 2
 
 
 class World:
@@ -60,21 +57,18 @@ class World:
         s = self.scenario
         self.clock = Clock()
         self.network = Network(self.clock, Random(seed + 1), s.latency_s, s.wild)
-        self.network.serve_stream = self._serve_stream
-        self.network.serve_call = self._serve_call
-        self.disk = Disk(lambda: self._rng.expovariate(1 / s.disk_s), self._disk_fault)
-        self.disk.watch = self._disk_moved
-        self._disk_fails = False
-        #: Something that was promised may not have reached it then; the server has said so.
-        self._disk_failed_since_boot = False
-        #: A bit of the newest snapshot flips when the server dies next.
-        self._rots = False
+        count = s.partitions
+        self.hosts = [
+            Host(self, n, count, self._rng, lambda: self._rng.expovariate(1 / s.disk_s)) for n in range(count)
+        ]
+        #: Where clients go: the server that decides.
+        self._first = self.hosts[0]
+        self._addresses = tuple(host.name for host in self.hosts)
+        #: The connection of several servers that was looked at last.
+        self._led = b""
+        #: How often they were connected.
+        self._leads = 0
         self.oracles: dict[str, Oracle] = {}
-        self._server: Process | None = None
-        self._shell: Shell | None = None
-        #: It was told to end.
-        self._ending = False
-        self._services: tuple[TrainingService, ControlService]
         self._workers: dict[int, Process] = {}
         self._names: dict[int, str] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -82,15 +76,13 @@ class World:
         self._worker_count = 0
         self._client = Process("client", self.clock, lambda: 0.0)
         self._graves: list[Process] = []
-        #: Kills the server at one of the next operations of its disk: (operations left, whether the power goes too).
-        self._trap: tuple[int, bool] | None = None
         #: Switch the policy as soon as a round is open; 0 for not.
         self._switch_in_round = 0
         #: Workers that cannot compute; jobs in which one was sick may fail.
         self._sick: set[int] = set()
         self._sickened: set[str] = set()
-        #: Cut the power as soon as the client was promised something.
-        self._ambush = False
+        #: Cut the power of these as soon as the client was promised something.
+        self._ambush: list[Host] = []
         #: Nothing happens for which a worker could rightly be asked to compute the same again on the same stream.
         self._is_orderly = not s.wild and not {f.kind for f in s.faults} & DISORDERLY
         self._asked: set[tuple[object, ...]] = set()
@@ -108,7 +100,7 @@ class World:
         """
         s = self.scenario
         store = type("ObservedStore", (_ObservedStore,), {"world": self})
-        with surroundings(self.clock, self.network, self.disk, Random(self.seed + 2), s.chunk_bytes, store):
+        with surroundings(self.clock, self.network, Random(self.seed + 2), s.chunk_bytes, store):
             # What a collection happens to find runs the ends of coroutines, at a time that no seed decides.
             collects = gc.isenabled()
             gc.disable()
@@ -119,7 +111,8 @@ class World:
             finally:
                 if collects:
                     gc.enable()
-                for process in [*self._graves, *self._workers.values(), self._client, self._server]:
+                hosts = [process for host in self.hosts for process in (*host.graves, host.process)]
+                for process in [*self._graves, *self._workers.values(), self._client, *hosts]:
                     if process is not None:
                         process.bury()
 
@@ -132,7 +125,8 @@ class World:
         start = self.clock.now
         if self._trace:
             self.tell(self.scenario.describe)
-        self._start_server()
+        for host in self.hosts:
+            host.start()
         for _ in range(self.scenario.workers):
             self._start_worker()
         self._by_client(self._drive())
@@ -151,69 +145,85 @@ class World:
                     raise Violation(self.broken[0])
                 if process.errors:
                     raise Violation(f"{process.name}: {process.errors[0]}")
-                if process is self._server:
-                    self._look()
+                for host in self.hosts:
+                    if process is host.process:
+                        self._look(host)
             if clock.now > deadline or self.events > MAX_EVENTS:
                 raise Violation(f"no end {PATIENCE_S:g} s after the last fault ({self.events} events): {self._why()}")
 
     def _end(self) -> None:
-        """Let the server die once more: whoever was told of an end can rely on it."""
-        if self._server is None:
+        """Let servers die once more: whoever was told of an end can rely on it."""
+        if self._first.process is None:
             return
         job = self.scenario.jobs[-1]
-        self._kill_server(power=self._rng.random() < 0.5)
-        self._start_server()
-        for _ in range(200):
-            self.clock.step()
-            if self._shell is not None:
-                break
-        if job.server.durability != "none" and (self._shell is None or self._shell.run is None):
+        leads = self._leads
+        victims = self._victims(self._rng.randrange(1 << 16))
+        power = self._rng.random() < 0.5
+        for host in victims:
+            host.kill(power)
+        for host in victims:
+            host.start()
+        if job.server.durability == "none":
+            return
+        for _ in range(200 if len(self.hosts) == 1 else MAX_EVENTS):
+            process = self.clock.step()
+            if process is self._first.process and self._shell is not None:
+                if isinstance(self._shell, Coordinator):
+                    self._look(self._first)
+                if not isinstance(self._shell, Coordinator) or self._leads > leads:
+                    break
+        if self._shell is None or self._shell.run is None:
             raise Violation("the last job is gone")
+
+    def _victims(self, number: int) -> list[Host]:
+        """Choose one server, or all of several."""
+        chosen = number // 7 % (len(self.hosts) + 1)
+        return self.hosts if chosen == len(self.hosts) else [self.hosts[chosen]]
 
     def _why(self) -> str:
         if self._shell is None or self._shell.run is None:
             return "the server has no job"
         engine = self._shell.run.engine
         waits = "; ".join(wait.reason for wait in engine.waits(self.clock.now))
+        waits += self._shell.waits_for
         return f"phase {engine.phase}, clocks {engine.clocks}, version {engine.version}; {waits}"
 
-    # The server.
+    # The servers.
 
-    def _start_server(self) -> None:
-        process = Process("server", self.clock, lambda: self._rng.expovariate(1 / self.scenario.disk_s))
-        self._server = process
-        self._shell = None
-        self._ending = False
+    @property
+    def _shell(self) -> Shell | None:
+        return self._first.decides
 
-        def boot() -> None:
-            try:
-                directory = StateDirectory(Path(STATE))
-                shell = Shell(directory)
-            except StateError as error:
-                if not self._disk_fails and not self._disk_failed_since_boot:
-                    raise Violation(f"the server does not start: {error}") from None
-                self.tell(f"the server does not start: {error}")
-                self._kill_server(power=False)
-                self._start_server_in(0.5)
-                return
-            self._disk_failed_since_boot = False
-            self._shell = shell
-            self._services = TrainingService(shell), ControlService(shell)
-            self.network.server = process
-            self.tell(f"server starts{'' if shell.run is None else f' with {self._describe_run()}'}")
+    def server_started(self, host: Host) -> None:
+        self.tell(f"{host.name} starts{self._describe_run(host)}")
+        if len(self.hosts) == 1:
             self._check_start()
 
-        self.clock.at(self.clock.now, process, boot)
+    def server_died(self, host: Host) -> None:
+        if host is self._first:
+            for oracle in self.oracles.values():
+                oracle.server_died()
+        # What was acknowledged since cannot be had from an older snapshot that the log does not lead on from.
+        logs = any(job.server.durability == "log" for job in self.scenario.jobs)
+        if host.rots and not logs and host.flip_newest():
+            for oracle in self.oracles.values():
+                oracle.disk_rotted()
 
-    def _start_server_in(self, seconds: float) -> None:
-        def start() -> None:
-            if self._server is None:
-                self._start_server()
+    def server_ended(self, host: Host) -> None:
+        shell = host.decides
+        is_sure = not isinstance(shell, Coordinator) or shell._is_open
+        if shell is not None and shell.run is not None and is_sure and not self._disk_failed:
+            run = shell.run
+            if run.engine.phase in ("train", "done", "stopped"):
+                self.oracles[run.job_id].promise_version(run.engine.version)
 
-        self.clock.at(self.clock.now + seconds, None, start)
+    @property
+    def _disk_failed(self) -> bool:
+        """Has a server said that it could not keep something?"""
+        return any(host.disk_failed_since_boot for host in self.hosts)
 
     def _check_start(self) -> None:
-        """What was acknowledged before is there."""
+        """What was acknowledged before is there, now that all servers are."""
         shell = self._shell
         assert shell is not None
         run = shell.run
@@ -227,91 +237,28 @@ class World:
             raise Violation(f"job {run.job_id} came back in place of a later one")
         if run.job.train not in oracle.policies and not oracle.rotted:
             raise Violation(f"the policy is {run.job.train}, promised was one of {oracle.policies}")
-        if run.store is not None:
+        if isinstance(run, LeadingRun) and run._lost is not None:
+            # It is over, and its parameters cannot be had: whoever submits the next job gives up the one before.
+            is_last = oracle is list(self.oracles.values())[-1]
+            if not oracle.rotted and is_last and run.engine.phase != "failed":
+                raise Violation(f"what was promised to be kept is gone: {run._lost}")
+        elif run.store is not None:
             oracle.started(run.store.version)
         elif oracle.promised_version:
             raise Violation(f"came back without θ, version {oracle.promised_version} was promised to be kept")
         if oracle.promised_end is not None and oracle.promised_end != (run.engine.phase, run.engine.version):
-            raise Violation(f"the job ended with {oracle.promised_end}, and came back in {self._describe_run()}")
+            raise Violation(f"the job ended with {oracle.promised_end}, and came back{self._describe_run(self._first)}")
 
-    def _describe_run(self) -> str:
-        assert self._shell is not None
-        assert self._shell.run is not None
-        run = self._shell.run
-        return f"job {run.job_id}, phase {run.engine.phase}, version {run.engine.version}, clocks {run.engine.clocks}"
-
-    def _kill_server(self, power: bool) -> None:
-        process = self._server
-        if process is None:
-            return
-        now = self.clock.now
-        self.tell(f"server is killed{', power is lost' if power else ''}")
-        self._trap = None
-        self._server = self._shell = self.network.server = None
-        process.kill()
-        self._graves.append(process)
-        if power:
-            self.disk.power_lost(now, self._rng)
-        else:
-            self.disk.process_died(now)
-        for oracle in self.oracles.values():
-            oracle.server_died()
-        if self._rots:
-            self._rot()
-
-    def _rot(self) -> None:
-        """Flip a bit of the newest snapshot, if there is one to fall back to."""
-        if any(job.server.durability == "log" for job in self.scenario.jobs):
-            # What was acknowledged since cannot be had from an older snapshot that the log does not lead on from.
-            return
-        entries = self.disk.content.directories.get(STATE, {})
-        files = sorted(name for name in entries if name.endswith(".safetensors"))
-        if len(files) > 1 and files[-1].split("-")[1] == files[-2].split("-")[1]:
-            self._rots = False
-            self.tell(f"{files[-1]} rots")
-            self.disk.flip(entries[files[-1]], self._rng)
-            for oracle in self.oracles.values():
-                oracle.disk_rotted()
-
-    async def _terminate(self, process: Process, shell: Shell) -> None:
-        """What the server process does on SIGTERM, see `paramserver.server.process`."""
-        self.network.server = None
-        shell.end_streams()
-        await asyncio.sleep(0.5)
-        for connection in list(self.network.connections):
-            if process in connection.processes:
-                connection.close(connection.server)
-        await shell.close()
-        if shell.run is not None and not self._disk_failed_since_boot:
-            run = shell.run
-            if run.engine.phase in ("train", "done", "stopped"):
-                self.oracles[run.job_id].promise_version(run.engine.version)
-        self.tell("server has ended")
-        # It exits once it has nothing more to do.
-        self.clock.at(self.clock.now, None, lambda: self._end_server(process))
-
-    def _end_server(self, process: Process) -> None:
-        if self._server is process:
-            self._kill_server(power=False)
-            self._start_server_in(0.3)
-
-    async def _serve_stream(self, context: Context) -> None:
-        original = context.write
-        number = self._number_of(context)
-
-        async def write(message: bytes) -> None:
-            if message[0] == _WORK_TAG:
-                self._work_goes_out(message, number, context)
-            elif message[0] == _ACKNOWLEDGED_TAG:
-                self._acknowledgement_goes_out(message)
-            await original(message)
-
-        context.write = write  # type: ignore[method-assign]
-        await self._services[0]._train(None, context)  # type: ignore[arg-type]
+    def _describe_run(self, host: Host) -> str:
+        if host.shell is None or host.shell.run is None:
+            return ""
+        run = host.shell.run
+        engine = run.engine
+        return f" with job {run.job_id}, phase {engine.phase}, version {engine.version}, clocks {engine.clocks}"
 
     def _promise_when_written(self, oracle: Oracle, version: int) -> None:
         """Hold the server to a version from when the disk operations ahead of the message are done."""
-        server = self._server
+        server = self._first.process
         assert server is not None
 
         def promise() -> None:
@@ -327,7 +274,8 @@ class World:
         worker = context.processes[0]
         return next(number for number, process in self._workers.items() if process is worker)
 
-    def _work_goes_out(self, message: bytes, number: int, context: Context) -> None:
+    def work_goes_out(self, message: bytes, context: Context) -> None:
+        number = self._number_of(context)
         work = decode_server_message(message)[0].work
         assert self._shell is not None
         assert self._shell.run is not None
@@ -344,7 +292,7 @@ class World:
                     what = f"step {assignment.step} of shard {assignment.shard} at version {work.version}"
                     self.tell(f"server asks worker {number} for {what}, epoch {assignment.epoch}")
 
-    def _acknowledgement_goes_out(self, message: bytes) -> None:
+    def acknowledgement_goes_out(self, message: bytes) -> None:
         """Whoever is told that a contribution counts may rely on it, and on all that was in θ before it."""
         c = decode_server_message(message)[0].acknowledged
         assert self._shell is not None
@@ -355,38 +303,57 @@ class World:
         if run.job.server.durability == "log":
             self._promise_when_written(oracle, min(version, oracle.logged_version))
 
-    async def _serve_call(self, method: str, request: Any, context: Context) -> AsyncIterator[Any]:
-        service = self._services[1]
-        if method == "Watch":
-            async for reply in service.Watch(request, context):  # type: ignore[arg-type]
-                yield reply
-        else:
-            yield await getattr(service, method)(request, context)
-
-    def _look(self) -> None:
-        """Check what must hold after every event of the server."""
-        shell = self._shell
+    def _look(self, host: Host) -> None:
+        """Check what must hold after every event of a server."""
+        shell = host.shell
         if shell is None:
             return
         for session in shell.sessions.values():
             if len(session._outbox) > MAX_WAITING:
                 raise Violation(f"{len(session._outbox)} answers wait for worker {session.name}")
+        if isinstance(shell, Coordinator):
+            self._look_at_lead(shell)
+            if not shell._is_open:
+                # The next run is being brought to where all can begin.
+                return
         run = shell.run
         if run is None or run.store is None:
             return
         oracle = self.oracles[run.job_id]
         engine = run.engine
-        if not engine.version == run.store.version == oracle.version:
-            raise Violation(f"engine at {engine.version}, store at {run.store.version}, θ at {oracle.version}")
+        part = oracle.parts[host.number]
+        # The coordinator's engine has decided on an update that it is about to order.
+        ahead = engine.version - run.store.version
+        if not 0 <= ahead <= isinstance(run, LeadingRun) or run.store.version != part.version:
+            raise Violation(f"engine at {engine.version}, store at {run.store.version}, θ at {part.version}")
+        if isinstance(shell, Follower):
+            first = self._shell
+            is_led = first is not None and first.cluster == shell.cluster != b""
+            if is_led and first is not None and first.run is not None and engine.version > first.run.engine.version:
+                raise Violation(f"{host.name} is at {engine.version}, nobody ordered that")
+            return
         if isinstance(run.log, Log) and run.job.train.mode != "sync":
-            ahead = run.log._promised - run.log.safe
-            if ahead > AHEAD_VERSIONS + len(engine.shards):
-                raise Violation(f"training is {ahead} versions ahead of the disk, allowed are {AHEAD_VERSIONS}")
+            behind = run.log._promised - run.log.safe
+            if behind > AHEAD_VERSIONS + len(engine.shards):
+                raise Violation(f"training is {behind} versions ahead of the disk, allowed are {AHEAD_VERSIONS}")
         if len(engine._round) > len(engine.shards):
             raise Violation(f"{len(engine._round)} contributions are in a round of {len(engine.shards)} shards")
         if self._switch_in_round and engine._round:
             number, self._switch_in_round = self._switch_in_round, 0
             self._by_client(self._switch(number))
+
+    def _look_at_lead(self, shell: Coordinator) -> None:
+        if shell._is_open and shell.cluster != self._led:
+            self._led = shell.cluster
+            self._leads += 1
+            self.tell(f"all servers are connected{self._describe_run(self._first)}")
+            self._check_start()
+        run = shell.run
+        if run is not None:
+            # What was computed under one lease and is not whole everywhere; leases that ended are forgotten.
+            most = 2 * len(run.engine.shards)
+            if len(run._values) > most or len(run._gathering._where) > most or len(run._gathering._given) > most:
+                raise Violation(f"{len(run._values)} contributions wait for other servers")
 
     # The workers.
 
@@ -404,7 +371,7 @@ class World:
 
         async def main() -> None:
             try:
-                await work(("server",), trainer, 1e9)
+                await work(self._addresses, trainer, 1e9)
             except ParamserverError as error:
                 self.tell(f"worker {number} gives up: {error}")
                 if not self.scenario.wild:
@@ -427,7 +394,7 @@ class World:
             shape = learner.shape
             oracle = self.oracles[f"job {shape.number}"]
             held = shape.flat(theta)
-            version = oracle.version_of(held)
+            versions = oracle.versions_of(held)
             await asyncio.sleep(self._rng.expovariate(1 / self.scenario.compute_s) * self._slow[number])
             if number in self._sick:
                 self._sick.discard(number)
@@ -436,8 +403,9 @@ class World:
             if shape.flat(theta).tobytes() != held.tobytes():
                 raise Violation("θ changed under a worker's hands")
             count = samples(shard, step)
-            views = shape.views(contribution(shape, held, version, shard, step, number) / count)
-            return Gradient(loss(shape, held, shard, step), views, count)
+            parts = shape.cut(held)
+            sums = [contribution(shape, p, v, shard, step, number) for p, v in zip(parts, versions, strict=True)]
+            return Gradient(loss(shape, parts[0], shard, step), shape.layout.views(np.concatenate(sums) / count), count)
 
         return compute
 
@@ -452,10 +420,10 @@ class World:
     def _promised(self, what: str) -> None:
         """The client was told something that it may rely on."""
         self.tell(f"client: {what}")
-        if self._ambush:
-            self._ambush = False
-            self._kill_server(power=True)
-            self._start_server_in(0.1)
+        hosts, self._ambush = self._ambush, []
+        for host in hosts:
+            host.kill(power=True)
+            host.start_in(0.1)
 
     def _by_client(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._client.start(coroutine).add_done_callback(_retrieve(self._client))
@@ -475,11 +443,14 @@ class World:
                 oracle.submitted = False
         self._finished = True
 
+    def _call(self, method: str, request: Any) -> AsyncIterator[Any]:
+        return self.network.call(self._client, self._first.name, method, request)
+
     async def _ask(self, method: str, request: Any) -> Any:
         """Call until there is an answer."""
         while True:
             try:
-                async for reply in self.network.call(self._client, method, request):
+                async for reply in self._call(method, request):
                     return reply
             except grpc.aio.AioRpcError as error:
                 self.tell(f"client: {method}: {error.code().name}: {error.details()}")
@@ -490,7 +461,7 @@ class World:
         step = 0
         while True:
             try:
-                async for reply in self.network.call(self._client, "Watch", pb.WatchRequest(after_step=step)):
+                async for reply in self._call("Watch", pb.WatchRequest(after_step=step)):
                     status = reply.status
                     if status.job_id != job_id:
                         raise Violation(f"{status.job_id or 'no job'} is in the place of {job_id}")
@@ -511,13 +482,15 @@ class World:
     def _check_end(self, status: pb.StatusReply, oracle: Oracle) -> None:
         self.tell(f"client: {status.job_id} is {status.state}: {status.reason}")
         if status.state == "failed":
-            if status.job_id not in self._sickened:
+            # Where nothing of a job is kept, it is over with the first of several servers that is lost.
+            is_lost = not oracle.survives and self._leads > 1 and "nothing of the job is kept" in status.reason
+            if status.job_id not in self._sickened and not is_lost:
                 raise Violation(f"the job failed: {status.reason}")
             return
-        if oracle.survives and not self._disk_failed_since_boot:
+        if oracle.survives and not self._disk_failed:
             oracle.promise_end(status.state, status.version)
         run = self._shell.run if self._shell is not None else None
-        if run is not None and run.job_id == status.job_id and run.engine.ended:
+        if run is not None and run.job_id == status.job_id and run.engine.ended and not oracle.rotted:
             columns = run.history.columns()
             oracle.ended(status.state, columns["step"].tolist(), columns["loss"].tolist())
 
@@ -528,16 +501,30 @@ class World:
         # The answer does not say which job it is about.
         is_sure = oracle.submitted
         try:
-            async for reply in self.network.call(self._client, "Snapshot", pb.SnapshotRequest()):
+            async for reply in self._call("Snapshot", pb.SnapshotRequest()):
                 if is_sure:
                     oracle.promise_version(reply.version)
                 self._promised(f"checkpoint of version {reply.version}")
         except grpc.aio.AioRpcError as error:
             self.tell(f"client: checkpoint: {error.code().name}: {error.details()}")
 
+    async def _export(self) -> None:
+        theta, version, job_id = b"", 0, ""
+        try:
+            async for reply in self._call("Pull", pb.PullRequest()):
+                theta, version, job_id = theta + reply.payload, reply.version, reply.job_id
+        except grpc.aio.AioRpcError as error:
+            self.tell(f"client: export: {error.code().name}: {error.details()}")
+            return
+        oracle = self.oracles[job_id]
+        oracle.exported(version, np.frombuffer(theta))
+        if oracle.job.server.durability == "log":
+            oracle.promise_version(min(version, oracle.logged_version))
+        self._promised(f"θ of version {version}")
+
     async def _stop_job(self) -> None:
         try:
-            async for _ in self.network.call(self._client, "Stop", pb.StopRequest(reason="asked to")):
+            async for _ in self._call("Stop", pb.StopRequest(reason="asked to")):
                 self.tell("client: the job is stopped")
         except grpc.aio.AioRpcError as error:
             self.tell(f"client: stop: {error.code().name}: {error.details()}")
@@ -559,11 +546,11 @@ class World:
         after = TrainSection(**{**job.train.model_dump(), **changes})
         oracle.switching(after, self.clock.now)
         try:
-            async for reply in self.network.call(self._client, "SetPolicy", pb.SetPolicyRequest(**changes)):
+            async for reply in self._call("SetPolicy", pb.SetPolicyRequest(**changes)):
                 told = Job.from_json(reply.job_json).train
                 if told not in oracle.policies and not oracle.rotted:
                     raise Violation(f"after a switch to {after} the server has {told}")
-                if oracle.survives and not self._disk_failed_since_boot:
+                if oracle.survives and not self._disk_failed:
                     oracle.switched(after, self.clock.now)
                 self._promised(f"policy is {changes}")
         except grpc.aio.AioRpcError as error:
@@ -571,46 +558,24 @@ class World:
 
     # What goes wrong.
 
-    def _disk_fault(self, kind: str) -> int:
-        if not self._disk_fails or self._rng.random() < 0.6:
-            return 0
-        self._disk_failed_since_boot = True
-        return errno.EIO if kind in ("fsync", "sync", "rename", "unlink") else errno.ENOSPC
-
-    def _disk_moved(self, at: float, _kind: str) -> None:
-        if self._trap is None:
-            return
-        left, power = self._trap
-        self._trap = (left - 1, power) if left else None
-        if not left:
-            server = self._server
-
-            def die() -> None:
-                if self._server is server:
-                    self._kill_server(power)
-                    self._start_server_in(0.1)
-
-            # Before the operation that follows.
-            self.clock.at(at, None, die)
-
     def _strike(self, fault: Fault) -> None:
-        now, server, workers = self.clock.now, self._server, sorted(self._workers)
+        now, workers = self.clock.now, sorted(self._workers)
+        host = self.hosts[fault.number // 7 % len(self.hosts)]
         worker = workers[fault.number % len(workers)] if workers else 0
         if self._trace:
             self.tell(f"fault: {fault.kind} ({fault.number}) for {fault.duration_s:.2f} s")
         match fault.kind:
             case "kill server" | "cut power":
-                if server is not None:
-                    self._kill_server(fault.kind == "cut power")
-                    self._start_server_in(fault.duration_s)
+                for victim in self._victims(fault.number):
+                    if victim.process is not None:
+                        victim.kill(fault.kind == "cut power")
+                        victim.start_in(fault.duration_s)
             case "kill server while it writes" | "cut power while it writes":
-                self._trap = fault.number % 20, fault.kind.startswith("cut")
+                host.trap = fault.number % 20, fault.kind.startswith("cut")
             case "end server":
-                if server is not None and self._shell is not None and not server.stopped and not self._ending:
-                    self._ending = True
-                    server.start(self._terminate(server, self._shell))
+                host.end()
             case "stop server":
-                self._stop(server, fault.duration_s)
+                self._stop(host.process, fault.duration_s)
             case "kill worker" if workers:
                 self._kill_worker(worker)
                 self.clock.at(now + fault.duration_s, None, self._start_worker)
@@ -619,11 +584,10 @@ class World:
             case "slow worker" if workers:
                 self._slow[worker] = 20.0
             case "part":
-                ends: list[Process | None] = [server, self._client, *(self._workers[w] for w in workers)]
-                other = ends[1 + fault.number % (len(ends) - 1)]
-                if server is not None and other is not None:
-                    self.network.part(server, other)
-                    pair = frozenset((server.name, other.name))
+                one, other = self._ends_of_a_cut(fault.number)
+                if one is not None and other is not None:
+                    self.network.part(one, other)
+                    pair = frozenset((one.name, other.name))
                     self.clock.at(now + fault.duration_s * 5, None, lambda: self.network.heal(pair))
             case "reset" if self.network.connections:
                 self.network.connections[fault.number % len(self.network.connections)].reset()
@@ -633,14 +597,16 @@ class World:
                 self._tasks[worker].cancel()
                 self._workers[worker].wake()
             case "fail disk":
-                self._disk_fails = True
-                self.clock.at(now + fault.duration_s, None, self._repair_disk)
+                host.disk_fails = True
+                self.clock.at(now + fault.duration_s, None, lambda: setattr(host, "disk_fails", False))
             case "cut power after a promise":
-                self._ambush = True
+                self._ambush = self._victims(fault.number)
                 if fault.number % 2:
                     self._by_client(self._checkpoint())
             case "rot":
-                self._rots = True
+                host.rots = True
+            case "export":
+                self._by_client(self._export())
             case "checkpoint":
                 self._by_client(self._checkpoint())
             case "switch" if fault.number % 2:
@@ -652,8 +618,13 @@ class World:
             case "sicken worker" if workers:
                 self._sick.add(worker)
 
-    def _repair_disk(self) -> None:
-        self._disk_fails = False
+    def _ends_of_a_cut(self, number: int) -> tuple[Process | None, Process | None]:
+        """Choose two processes that talk to each other."""
+        first, *followers = [host.process for host in self.hosts]
+        workers = [self._workers[number] for number in sorted(self._workers)]
+        pairs = [(first, other) for other in (self._client, *workers, *followers)]
+        pairs += [(follower, worker) for follower in followers for worker in workers]
+        return pairs[number % len(pairs)]
 
     def _stop(self, process: Process | None, seconds: float) -> None:
         if process is None or process.stopped:
@@ -665,19 +636,21 @@ class World:
     def _calm_down(self) -> None:
         self.tell("all is well from now on")
         self._calm = True
-        self._trap = None
-        self._disk_fails = self._rots = self._ambush = False
+        self._ambush = []
+        for host in self.hosts:
+            host.trap, host.disk_fails, host.rots = None, False, False
         self.network.heal()
         self.network.wild = False
         for connection in list(self.network.connections) if self.scenario.wild else []:
             connection.reset()
-        for process in [self._server, *self._workers.values()]:
+        for process in [*(host.process for host in self.hosts), *self._workers.values()]:
             if process is not None and process.stopped:
                 process.resume()
         for number in self._slow:
             self._slow[number] = 1.0
-        if self._server is None:
-            self._start_server()
+        for host in self.hosts:
+            if host.process is None:
+                host.start()
         self._sick.clear()
         if not self._workers or self._sickened:
             # One that failed gets no more work for its job.
@@ -689,13 +662,15 @@ class _ObservedStore(Store):
 
     world: World
 
-    def __init__(self, job: Job, *arguments: Any) -> None:
-        super().__init__(job, *arguments)
+    def __init__(self, job: Job, layout: Layout, theta: Any, total_steps: int) -> None:
+        super().__init__(job, layout, theta, total_steps)
         self._oracle = self.world.oracles[f"job {job.task.options['number']}"]
-        self._is_restored = False
         self._train = job.train
-        if self.world._shell is not None:
-            self._oracle.begun(self.theta)
+        self._host = self.world.hosts[layout.start // self._oracle.shape.size]
+        shell = self._host.shell
+        self._lead = b"" if shell is None else shell.cluster
+        if isinstance(theta, Draft):
+            self._oracle.begun(self._host.number, self.theta)
 
     def restage(self, job: Job) -> None:
         super().restage(job)
@@ -703,18 +678,20 @@ class _ObservedStore(Store):
 
     def restore(self, version: int, optimizer_state: Any) -> None:
         super().restore(version, optimizer_state)
-        self._oracle.restored(version, self.theta)
+        self._oracle.restored(self._host.number, version, self.theta)
 
-    def apply(self, version: int, step: int, contributions: Any, whole_norm: float | None = None) -> float | None:
-        norm = super().apply(version, step, contributions, whole_norm)
-        if self.world._shell is None:
+    def apply(
+        self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
+    ) -> float | None:
+        norm = super().apply(version, step, contributions, answer)
+        if self._host.shell is None:
             # The log is being replayed.
-            self._oracle.restored(version, self.theta)
+            self._oracle.restored(self._host.number, version, self.theta)
             return norm
-        named = [(c.shard, c.step) for c in contributions]
         if self.world._trace:
-            self.world.tell(f"server: version {version} of {named}")
-        self._oracle.updated(version, named, self.theta, self._train)
+            named = [(c.shard, c.step) for c in contributions]
+            self.world.tell(f"{self._host.name}: version {version} of {named}")
+        self._oracle.updated(self._host.number, self._lead, version, contributions, self.theta, self._train)
         return norm
 
 

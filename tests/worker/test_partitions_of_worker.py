@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paramserver.wire.errors import ProtocolError
-from paramserver.wire.layout import Array
+from paramserver.wire.layout import Array, Layout
 from paramserver.wire.v1 import paramserver_pb2 as pb
-from paramserver.worker.partitions import Partitions
+from paramserver.worker.partitions import Partition, Partitions
 
 
 class Refusing:
@@ -37,3 +38,47 @@ def test_of_several_servers_that_refuse_a_worker_the_first_in_the_list_is_heard(
     with pytest.raises(ProtocolError, match="server 1 refuses"):
         asyncio.run(Partitions(streams).join(pb.Join(worker="w")))
     assert [(join.partition, join.partitions) for join in asked] == [(1, 4), (2, 4), (3, 4)]
+
+
+class Answering:
+    """A stream that gives the answers of a list, (version, era, value), one by one; those without a value are empty."""
+
+    address = "server 1"
+
+    def __init__(self, *answers: tuple[int, int, float | None]) -> None:
+        self._answers = list(answers)
+
+    async def send(self, message: pb.WorkerMessage, _payload: Array | None = None) -> None:
+        pass
+
+    async def receive(self) -> tuple[pb.ServerMessage, memoryview]:
+        version, era, value = self._answers.pop(0)
+        payload = np.array([] if value is None else [value])
+        return pb.ServerMessage(work=pb.Work(version=version, era=era, last=True)), payload.data.cast("B")
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted", "found"),
+    [
+        ([(3, 0, 3.0), (3, 0, 3.0), (4, 0, 4.0)], [(3, 0), (4, 0)], 4.0),
+        # It holds version 5 already, of which the server then sends nothing.
+        ([(5, 0, 5.0), (4, 0, 4.0), (5, 0, None)], [(4, 0), (4, 0)], 5.0),
+        # θ has gone back, and what comes once more is of the time before.
+        ([(7, 0, 7.0), (7, 0, 7.0), (5, 1, 5.0)], [(7, 0), (5, 1)], 5.0),
+        # It goes back while the worker waits.
+        ([(5, 1, 5.0)], [(7, 0)], 5.0),
+    ],
+)
+def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(
+    answers: list[tuple[int, int, float | None]], wanted: list[tuple[int, int]], found: float
+) -> None:
+    part = Layout([("a", (1,))], "float64")
+    theta = np.zeros(1)
+
+    async def fetch() -> None:
+        partition = Partition(Answering(*answers))  # type: ignore[arg-type]
+        for version, era in wanted:
+            await partition.fetch(pb.PullWork(version=version, era=era), part, theta, None, {}, None)
+
+    asyncio.run(fetch())
+    assert theta[0] == found

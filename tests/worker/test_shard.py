@@ -7,6 +7,7 @@ from paramserver.wire.job import Job
 from paramserver.wire.moments import combine
 from paramserver.worker.data import open_source
 from paramserver.worker.data import pick as picking
+from paramserver.worker.learner import Learner
 from paramserver.worker.moments import Standardizer
 from paramserver.worker.shard import Shard, count_classes, open_test
 
@@ -207,3 +208,19 @@ def test_a_test_set_that_does_not_fit_is_refused(tmp_path, test, label, features
 def test_a_label_file_of_training_is_not_taken_for_the_test_set(tmp_path):
     np.savez(tmp_path / "test.npz", x=X, y=Y)
     assert open_test(job("x.npy", test="test.npz", label="y.npy"), 4, 3, None, tmp_path).n == 31
+
+
+@pytest.mark.parametrize("name", ["mapped.npz", "packed.npz"])
+def test_a_shard_that_is_surveyed_again_gives_the_same_batches(tmp_path, name):
+    np.savez(tmp_path / "mapped.npz", x=X, y=Y)
+    np.savez_compressed(tmp_path / "packed.npz", x=X, y=Y)
+    learner = Learner(job(str(tmp_path / name), standardize=True))
+    surveys = [learner.survey(shard) for shard in range(4)]
+    moments = combine([survey.moments for survey in surveys])
+    learner.prepare(3, moments)
+    before = learner.batch(1, 2)
+    # The job begins anew, as it does where nothing of it was kept, and the server says the same once more.
+    assert [learner.survey(shard).classes for shard in range(4)] == [survey.classes for survey in surveys]
+    learner.prepare(3, moments)
+    after = learner.batch(1, 2)
+    assert (after.x.tobytes(), after.y.tobytes()) == (before.x.tobytes(), before.y.tobytes())

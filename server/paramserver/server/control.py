@@ -56,7 +56,10 @@ class ControlService(rpc.ControlServicer):
             ended = run.engine.ended or self._shell.run is not run
             if ended:
                 # Whoever is told that the job has ended may rely on it.
-                await self._shell.settled()
+                try:
+                    await self._shell.settled()
+                except ParamserverError as error:
+                    await context.abort(status_code(error), str(error))
             changed = self._shell.changed
             points = run.history.after(step)
             if run.log is not None and not ended:
@@ -72,7 +75,7 @@ class ControlService(rpc.ControlServicer):
     async def Pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[pb.PullReply]:  # noqa: ARG002
         """Stream θ of one version."""
         run = self._shell.run
-        if run is None or run.store is None:
+        if run is None or run.store is None or not run.is_initialised:
             reason = "no job was submitted" if run is None else "the parameters are not initialised yet"
             await context.abort(status_code(NotReady()), reason)
             return

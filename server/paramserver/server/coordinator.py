@@ -39,6 +39,8 @@ class LeadingSaver(Saver):
 
     #: Something worth a snapshot has happened while one was being written.
     _again = False
+    #: As it is in the last snapshot that was begun.
+    _taken_job: Job | None = None
 
     def _take(self) -> asyncio.Future[Saved]:
         if self._pending is not None and not self._pending.done():
@@ -54,23 +56,25 @@ class LeadingSaver(Saver):
         self._note(done, taken_at)
         if self._again and done.exception() is None:
             self._again = False
-            if self._due():
+            if self._due() or self._run.job is not self._taken_job:
                 self._take()
 
     async def _save_everywhere(self) -> Saved:
         async def begin() -> tuple[Snapshot, list[asyncio.Future[pb.Report]]]:
             there = await self._run.save_there()
             self._taken = (self._run.engine.version, self._run.engine.phase)
+            self._taken_job = self._run.job
             return self._run.snapshot(), there
 
         try:
             snapshot, there = await self._run.between(begin)
-            loop = asyncio.get_running_loop()
-            saved = await loop.run_in_executor(self._thread, self._directory.save, snapshot, self._run.common)
             for answer in there:
                 report = (await answer).saved
                 if report.error:
                     raise StateError(f"another partition: {report.error}")
+            # Last, so that what is found here is everywhere: after an end nobody begins anew.
+            loop = asyncio.get_running_loop()
+            saved = await loop.run_in_executor(self._thread, self._directory.save, snapshot, self._run.common)
         except StateError:
             raise
         except ParamserverError as error:
@@ -156,11 +160,15 @@ class Coordinator(Shell):
             is_same = (following.job_id, following.job_json) == (before.job_id, before.submitted.to_json())
             common &= set(following.versions) if is_same else set()
         version = max(common, default=None)
-        if version is None and before.engine.ended:
+        # What is found here was everywhere. An end that nobody was told of may have been written down nowhere.
+        is_kept = before.engine.phase == "failed" or any(
+            s.engine is not None and s.engine.phase != "train" for s in own[:1]
+        )
+        if version is None and before.engine.ended and is_kept:
             log.error("job %s has ended, and the partitions have no version of it in common", before.job_id)
             before.abandon(NotReady(f"the parameters of job {before.job_id} are gone with a partition"))
             return
-        if version is None and before.engine.phase == "train":
+        if version is None and before.engine.phase in ("train", "done", "stopped"):
             kept = self._directory is not None and before.job.server.durability != "none"
             if not kept:
                 reason = f"{self._why_not}; nothing of the job is kept, so it cannot go on"
@@ -171,6 +179,16 @@ class Coordinator(Shell):
         run = self._new_run(before.job_id, before.submitted)
         if version is not None:
             run.restore(next(s for s in own if s.version == version))
+        else:
+            # A policy that was switched before there was a first θ stays switched.
+            run.restore(Snapshot(before.job_id, before.submitted, train=before.job.train))
+        if own and self._directory is not None:
+            # Other versions may get the numbers of those after it. What the other servers have of them does no harm:
+            # without this one nobody goes back there.
+            if version is not None:
+                self._directory.forget_after(version)
+            else:
+                self._directory.save(run.snapshot(), common=-1)
         del own
         await run.begin_there(version)
         self._begin(run)
@@ -221,6 +239,20 @@ class Coordinator(Shell):
     async def _prepare(self, job_id: str, job: Job) -> None:
         await self._new_run(job_id, job).begin_there()
         self._check_open()
+
+    async def settled(self) -> None:
+        """Wait until all that was to be kept is on the disks of all partitions, or could not be written.
+
+        Raises:
+            Unreachable: if a partition is lost, since all then go back to what all have.
+        """
+        run = self.run
+        if run is not None and not run.is_given_up:
+            # The last event may have been handled only in part.
+            await run.quiet()
+        await super().settled()
+        if run is not None and not run.is_given_up:
+            run.check()
 
     def check(self, join: pb.Join) -> None:
         """Refuse a worker that has no place here, or comes while a partition is away."""

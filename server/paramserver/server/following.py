@@ -49,8 +49,9 @@ class FollowingRun(Run):
         partition: int,
         tell: Tell,
         save: Callable[[Snapshot, int | None], None],
+        epoch: int,
     ) -> None:
-        super().__init__(job_id, job, sessions, time.monotonic, epoch=0)
+        super().__init__(job_id, job, sessions, time.monotonic, epoch)
         self.partition = partition
         self._tell = tell
         self._save = save
@@ -116,6 +117,8 @@ class FollowingRun(Run):
                 pass
             case "pull_rows" if not session.has_begun:
                 give_up(session, message)
+            case "push" | "push_rows" | "slot" if not session.has_begun:
+                pass
             case "survey" | "failure" as kind:
                 raise ProtocolError(f"worker {session.name} sent {kind}, which belongs to the coordinator")
             case _:
@@ -205,7 +208,7 @@ class FollowingRun(Run):
             messages = self.store.own_of(shard)
             session.sent += sum(map(len, messages))
             session.send(*messages)
-        answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True))
+        answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True, era=self.engine.era))
         session.send(*self.store.answer(answer, is_held))
 
 
@@ -265,12 +268,13 @@ class Follower:
         """Carry out an order, or queue it behind those before it."""
         kind = order.WhichOneof("kind")
         if kind == "begin":
-            error = ""
+            error, tell = "", self._tell
             try:
                 await self._begin(order.begin)
             except ParamserverError as failure:
                 error = str(failure)
-            self._tell(pb.Report(begun=pb.Begun(error=error)))
+            # Another coordinator may have come meanwhile, which has not asked for this.
+            tell(pb.Report(begun=pb.Begun(error=error)))
             return
         if self.run is None:
             raise ProtocolError(f"the coordinator sent {kind or 'an empty order'} without a job")
@@ -304,8 +308,8 @@ class Follower:
         self.run = None
         job = Job.from_json(begin.job_json)
         keeps = self._directory if job.server.durability != "none" else None
-        run = FollowingRun(begin.job_id, job, self.sessions, self.place.partition, self._tell, self._save)
-        loop = asyncio.get_running_loop()
+        run = FollowingRun(begin.job_id, job, self.sessions, self.place.partition, self._tell, self._save, begin.epoch)
+        loop, cluster = asyncio.get_running_loop(), self.cluster
         if begin.HasField("version"):
             run.restore(self._snapshot(begin.job_id, begin.version))
             # Whether the job is over, the coordinator says.
@@ -314,6 +318,8 @@ class Follower:
             await loop.run_in_executor(self._thread, keeps.save, Snapshot(begin.job_id, job))
         elif self._directory is not None:
             self._directory.clear()
+        if self.cluster != cluster:
+            raise Unreachable("the coordinator is gone")
         self.run = run
         for session in self.sessions.values():
             session.start_job()
@@ -370,6 +376,8 @@ class Follower:
         if older is not None:
             older.close()
         self.sessions[session.name] = session
+        if self.run is not None:
+            session.start_job()
 
     def leave(self, session: Session, reason: str) -> None:
         """Forget a worker whose stream ended, unless a newer stream has its name."""

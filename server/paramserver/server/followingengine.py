@@ -19,12 +19,12 @@ Order = ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Capture | ev.Ma
 
 
 class FollowingEngine(Engine):
-    """The state machine of one job on a partition that is led."""
+    """The state machine of one job on a partition that is led; its leases have epochs above `epoch`."""
 
     def __init__(self, job: Job, epoch: int = 0) -> None:
         super().__init__(job, epoch)
-        #: The highest epoch that a contribution of the shard came with.
-        self._fences = [0] * job.data.shards
+        #: The highest epoch that a contribution of the shard came with; those of the job before are all lower.
+        self._fences = [epoch + 1] * job.data.shards
         #: What is in and not applied, by shard: the newest only, since an older one will never be asked for.
         self._held: dict[int, Contribution] = {}
         #: What is still to be done, in this order.
@@ -54,8 +54,11 @@ class FollowingEngine(Engine):
                 effects.append(ev.Refuse(worker, shard, step, Code.INVALID, reason))
             case ev.Failed(worker, reason):
                 effects.append(ev.Refuse(worker, 0, 0, Code.INVALID, reason))
-            case ev.Fetched():
-                self._fetches[event.worker] = event
+            case ev.Fetched(worker, version):
+                waiting = self._fetches.get(worker)
+                # What was asked before may come once more, behind this.
+                if waiting is None or (waiting.era, waiting.version) <= (event.era, version):
+                    self._fetches[worker] = event
             case ev.Left(worker):
                 self._fetches.pop(worker, None)
             case ev.Ordered(order):

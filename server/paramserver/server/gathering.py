@@ -47,6 +47,14 @@ class Gathering:
         """Note that it is whole on another server; return it if it now is everywhere."""
         return self._note(name, partition, told)
 
+    def is_here(self, name: Name) -> bool:
+        """Say whether it is whole on this server and not yet everywhere."""
+        return name in self._here
+
+    def is_given(self, name: Name) -> bool:
+        """Say whether it was returned as whole everywhere, and is not decided on yet."""
+        return name in self._given
+
     def told(self, contribution: Contribution) -> list[bytes]:
         """Return what the servers, in their order, told with a contribution that is to be decided on."""
         return self._given[Name.of(contribution)]

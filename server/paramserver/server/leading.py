@@ -25,7 +25,7 @@ from paramserver.server.session import Session
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.wholesums import Question, questions
-from paramserver.wire.errors import ParamserverError, ProtocolError, StateError
+from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -89,6 +89,11 @@ class LeadingRun(Run):
             if not waiting.done():
                 waiting.set_exception(error)
 
+    @property
+    def is_given_up(self) -> bool:
+        """Will it not be taken up again, whoever comes back?"""
+        return isinstance(self._lost, NotReady)
+
     async def between(self, act: Callable[[], Awaitable[T]]) -> T:
         """Do something between two events, and return what came of it.
 
@@ -121,6 +126,23 @@ class LeadingRun(Run):
 
         await self.between(nothing)
 
+    def check(self) -> None:
+        """Look whether it is still connected to the other partitions.
+
+        Raises:
+            ParamserverError: if it is not, so that all will go back to what all have.
+        """
+        if self._lost is not None:
+            raise self._lost
+        for link in self._links:
+            if link.broken.done():
+                link.broken.result()
+
+    @property
+    def is_initialised(self) -> bool:
+        """Are there parameters, on all partitions?"""
+        return super().is_initialised and len(self._initialised) == len(self._links)
+
     async def capture(self) -> Captured:
         """Return θ as it is now, from all partitions."""
 
@@ -150,6 +172,10 @@ class LeadingRun(Run):
     def feed(self, event: ev.Event) -> None:
         """Queue an event."""
         match event:
+            case ev.Left(worker):
+                # Whoever comes back under its name asks anew.
+                self._pulls.discard(worker)
+                self._later(event)
             case ev.Pulled(worker) if self._waits_for(worker):
                 # A pull gives up what was not pushed before it, so what was must count first.
                 self._pulls.add(worker)
@@ -223,15 +249,20 @@ class LeadingRun(Run):
 
     def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
         for contribution in contributions:
-            place = contribution.shard, contribution.step
+            place, name = (contribution.shard, contribution.step), Name.of(contribution)
             values, rows = self._arrived.pop(place), self._arrived_rows.pop(place, {})
-            if self.engine.review(contribution) is None:
-                self._values[Name.of(contribution)] = values, rows
+            if self._gathering.is_given(name):
+                # It came twice, and is about to be decided on.
+                pass
+            elif self.engine.review(contribution) is None:
+                self._values[name] = values, rows
                 told = b""
                 if self._refuse_norm and self.store is not None:
                     told = self._measured(self.store, values).tobytes()
                 self._gathered(self._gathering.arrived(contribution, told))
             else:
+                # What others have of it is waited for no more.
+                self._forget(name.shard, name.epoch, name.step)
                 self.feed(ev.Pushed((contribution,)))
         if pull:
             self.feed(ev.Pulled(contributions[0].worker))
@@ -264,8 +295,11 @@ class LeadingRun(Run):
             case "held":
                 held = report.held
                 shards = self.engine.shards
-                if held.shard < len(shards) and held.epoch == shards[held.shard].epoch:
-                    name = Name(held.shard, held.epoch, held.step, held.version)
+                name = Name(held.shard, held.epoch, held.step, held.version)
+                if held.shard >= len(shards) or held.epoch != shards[held.shard].epoch:
+                    return
+                # What was refused here, such as by a round that closed without it, is not waited for.
+                if held.step >= self.engine.clocks[held.shard] or self._gathering.is_here(name):
                     self._gathered(self._gathering.reported(name, link.partition, held.values))
             case "initialised":
                 self._initialised.add(link.partition)
@@ -310,6 +344,9 @@ class LeadingRun(Run):
             case ev.End(_status, reason):
                 await self._order(pb.Order(over=pb.Over(reason=reason)))
             case ev.Revoke(_worker, shard, epoch):
+                if self._initial is not None and (self._initial.shard, self._initial.epoch) == (shard, epoch):
+                    # The rest of the parameters may never come.
+                    self._initial = None
                 self._forget(shard, epoch)
         return self._carry_out(effect)
 
@@ -350,16 +387,19 @@ class LeadingRun(Run):
         Raises:
             StateError: if one cannot.
         """
-        begin = pb.Begin(job_id=self.job_id, job_json=self.submitted.to_json(), version=version)
+        begin = pb.Begin(
+            job_id=self.job_id, job_json=self.submitted.to_json(), version=version, epoch=self.engine.epoch
+        )
         reports = await asyncio.gather(*(link.ask("begun", pb.Order(begin=begin)) for link in self._links))
         for link, report in zip(self._links, reports, strict=True):
             if report.begun.error:
                 raise StateError(f"{link.name}: {report.begun.error}")
+        # Which policy and whether the job is over is known here, whatever their snapshot says.
+        if self.job.train != self.submitted.train or version is not None:
+            await self._order(pb.Order(restage=pb.Restage(train_json=self.job.train.model_dump_json())))
         if version is None:
             return
         self.common = version
-        # Which policy and whether the job is over is known here, whatever their snapshot says.
-        await self._order(pb.Order(restage=pb.Restage(train_json=self.job.train.model_dump_json())))
         if self.engine.ended:
             await self._order(pb.Order(over=pb.Over(reason=self.engine.reason)))
         self._initialised = {link.partition for link in self._links}

@@ -119,7 +119,14 @@ class Link:
                 await asyncio.shield(self.broken)
 
     async def begin_to_ask(self, kind: str, order: pb.Order) -> asyncio.Future[pb.Report]:
-        """Send an order, and return what its answer will come in."""
+        """Send an order, and return what its answer will come in.
+
+        Raises:
+            ParamserverError: if the connection is broken.
+        """
+        if self.broken.done():
+            # Nobody would read the answer.
+            self.broken.result()
         answer: asyncio.Future[pb.Report] = asyncio.get_running_loop().create_future()
         self._asked[kind].append(answer)
         await self.send(order)
@@ -170,6 +177,8 @@ class Link:
         except ParamserverError as failure:
             error = failure
         finally:
+            # Also where it was broken off from here.
+            self._call.cancel()
             self._break(error)
 
     def _take_data(self, data: Data) -> None:

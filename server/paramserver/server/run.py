@@ -149,6 +149,11 @@ class Run:
         """How many rows each table has, by name."""
         return {} if self.tables is None else self.tables.counts
 
+    @property
+    def is_initialised(self) -> bool:
+        """Are there parameters?"""
+        return self.store is not None
+
     async def quiet(self) -> None:
         """Return when every event that was fed is handled."""
 

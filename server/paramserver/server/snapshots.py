@@ -131,6 +131,23 @@ class StateDirectory:
             self._remove_others()
         return Saved(file, snapshot.version, theta)
 
+    def forget_after(self, version: int) -> None:
+        """Remove the snapshots of later versions, since others may have their numbers next.
+
+        Raises:
+            StateError: if one of them may come back.
+        """
+        with self._writing:
+            later = [file for file in self._good if self._versions.get(file, 0) > version]
+            self._good = [file for file in self._good if file not in later]
+            try:
+                for file in later:
+                    file.unlink()
+                if later:
+                    os.fsync(self._lock)
+            except OSError as error:
+                raise StateError(f"state directory {self.path}: {error.strerror}") from None
+
     def clear(self) -> None:
         """Remove all snapshots: what comes next is not to be kept, and must not be mistaken for what came before.
 

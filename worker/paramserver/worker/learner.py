@@ -87,8 +87,12 @@ class Learner:
     def survey(self, shard: int) -> Survey:
         """Read a shard and describe it; also loads the task, so that a wrong one is known before training."""
         _ = self.task
-        self._shards[shard] = Shard.open(self.job, shard, self._base)
-        return self._shards[shard].survey()
+        opened = self._shards[shard] = Shard.open(self.job, shard, self._base)
+        found = opened.survey()
+        if self._prepared:
+            # The job begins anew, and what the surveys say together is said only once.
+            opened.prepare(self._classes, self._standardizer)
+        return found
 
     def initial(self, shard: int) -> dict[str, Array]:
         """Return the initial parameters, computed from the seed and the shard's first batch."""

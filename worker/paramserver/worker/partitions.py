@@ -40,6 +40,7 @@ class Partition:
         self._theta: Segment | None = None
         #: Version of its part that the worker holds.
         self._held: int | None = None
+        self._era = 0
         self._job_id = ""
 
     async def join(self, join: pb.Join) -> None:
@@ -58,7 +59,7 @@ class Partition:
     def start_job(self, job_id: str) -> None:
         """Forget what belonged to an earlier job."""
         self._memory = self._theta = self._held = None
-        self._job_id = job_id
+        self._era, self._job_id = 0, job_id
 
     async def fetch(
         self,
@@ -78,6 +79,9 @@ class Partition:
             WorkGivenUp: if the job is over.
         """
         finite = True
+        if wanted.era != self._era:
+            # Versions come again.
+            self._era, self._held = wanted.era, None
         pull = pb.PullWork()
         pull.CopyFrom(wanted)
         pull.job_id = self._job_id
@@ -89,6 +93,8 @@ class Partition:
         while (received := await self.stream.receive()) is not None:
             message, payload = received
             match message.WhichOneof("kind"):
+                case "work" if self._is_old(message.work, wanted):
+                    pass
                 case "work":
                     work = message.work
                     if payload.nbytes:
@@ -98,7 +104,7 @@ class Partition:
                         if self._memory is not None:
                             self._show(self._memory, part, out, mosaic)
                         else:
-                            self._held = work.version
+                            self._held = work.version if work.version >= wanted.version else None
                         return finite
                 case "own" if message.own.shard in own:
                     read_into(own[message.own.shard], message.own.offset, payload, None)
@@ -107,6 +113,12 @@ class Partition:
                 case _:
                     await self.aside(message, payload)
         raise PeerGone(f"{self.stream.address} ended the stream")
+
+    def _is_old(self, work: pb.Work, wanted: pb.PullWork) -> bool:
+        """Whether this answers what was asked before, and has come once more."""
+        if work.last and work.era != wanted.era:
+            return work.era < wanted.era
+        return work.version < max(wanted.version, self._held or 0)
 
     async def aside(self, message: pb.ServerMessage, _payload: memoryview) -> None:
         """Act on a message that is no answer to what was asked."""

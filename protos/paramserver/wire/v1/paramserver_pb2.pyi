@@ -823,14 +823,16 @@ class Following(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., port: _Optional[int] = ..., ticket: _Optional[bytes] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("job_id", "job_json", "version")
+    __slots__ = ("job_id", "job_json", "version", "epoch")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     version: int
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("error",)
