@@ -66,7 +66,7 @@ def test_an_update_that_fails_ends_the_job_with_the_reason(
     def fail(*_: object) -> None:
         raise MemoryError("no room for the gradient")
 
-    monkeypatch.setattr(store.update, "_spread", fail)
+    monkeypatch.setattr(store.update, "spread", fail)
     training.push(1)
     engine = training.run.engine
     assert engine.phase == "failed"

@@ -184,18 +184,6 @@ BRIEF = Focus(
     partitions=(2, 3),
     asks=1.0,
 )
-#: Workers die while there is no θ yet.
-EARLY = Focus(
-    durabilities=("snapshot",),
-    faults=("kill worker", "leave", "stop worker", "part"),
-    troubles=(5, 8),
-    lasting=0.1,
-    spread=(0.0,),
-    workers=(1, 2),
-    steps=(1,),
-    wild=0.0,
-    partitions=(2, 3),
-)
 
 
 class Mutation(NamedTuple):
@@ -484,13 +472,6 @@ MUTATIONS = (
         SERVER_SWITCHES,
     ),
     Mutation(
-        "wait for the first θ of a worker that has died",
-        "server.leading:LeadingRun._carry_out_everywhere",
-        "self._initial = None",
-        "pass",
-        EARLY,
-    ),
-    Mutation(
         "keep what the rounds have closed without",
         "server.leading:LeadingRun.take_report",
         "held.step >= self.engine.clocks[held.shard] or self._gathering.is_here(name)",
@@ -500,7 +481,7 @@ MUTATIONS = (
     Mutation(
         "take an answer to what was asked before",
         "worker.partitions:Partition.fetch",
-        'case "work" if self._is_old(message.work, wanted):',
+        'case "work" if self._is_old(message.work, pull):',
         'case "work" if False:',
         WILD_SERVERS,
     ),

@@ -41,7 +41,7 @@ def test_of_several_servers_that_refuse_a_worker_the_first_in_the_list_is_heard(
 
 
 class Answering:
-    """A stream that gives the answers of a list, (version, era, value), one by one; those without a value are empty."""
+    """A stream that gives answers of a list (number, version, value), one by one; those without a value are empty."""
 
     address = "server 1"
 
@@ -52,33 +52,31 @@ class Answering:
         pass
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview]:
-        version, era, value = self._answers.pop(0)
+        number, version, value = self._answers.pop(0)
         payload = np.array([] if value is None else [value])
-        return pb.ServerMessage(work=pb.Work(version=version, era=era, last=True)), payload.data.cast("B")
+        return pb.ServerMessage(work=pb.Work(version=version, number=number, last=True)), payload.data.cast("B")
 
 
 @pytest.mark.parametrize(
     ("answers", "wanted", "found"),
     [
-        ([(3, 0, 3.0), (3, 0, 3.0), (4, 0, 4.0)], [(3, 0), (4, 0)], 4.0),
+        ([(1, 3, 3.0), (1, 3, 3.0), (2, 4, 4.0)], [3, 4], 4.0),
+        # Of a job before, in which versions were higher.
+        ([(1, 3, 3.0), (1, 4, 4.0), (2, 1, 1.0)], [3, 0], 1.0),
         # It holds version 5 already, of which the server then sends nothing.
-        ([(5, 0, 5.0), (4, 0, 4.0), (5, 0, None)], [(4, 0), (4, 0)], 5.0),
-        # θ has gone back, and what comes once more is of the time before.
-        ([(7, 0, 7.0), (7, 0, 7.0), (5, 1, 5.0)], [(7, 0), (5, 1)], 5.0),
-        # It goes back while the worker waits.
-        ([(5, 1, 5.0)], [(7, 0)], 5.0),
+        ([(1, 5, 5.0), (1, 5, 9.0), (2, 5, None)], [4, 4], 5.0),
     ],
 )
 def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(
-    answers: list[tuple[int, int, float | None]], wanted: list[tuple[int, int]], found: float
+    answers: list[tuple[int, int, float | None]], wanted: list[int], found: float
 ) -> None:
     part = Layout([("a", (1,))], "float64")
     theta = np.zeros(1)
 
     async def fetch() -> None:
         partition = Partition(Answering(*answers))  # type: ignore[arg-type]
-        for version, era in wanted:
-            await partition.fetch(pb.PullWork(version=version, era=era), part, theta, None, {}, None)
+        for version in wanted:
+            await partition.fetch(pb.PullWork(version=version), part, theta, None, {}, None)
 
     asyncio.run(fetch())
     assert theta[0] == found

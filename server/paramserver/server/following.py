@@ -111,6 +111,8 @@ class FollowingRun(Run):
                     return
                 session.held = pull.held if pull.HasField("held") else None
                 session.rows.clear()
+                # One that was overtaken does not count.
+                session.number = max(session.number, pull.number)
                 self.feed(ev.Fetched(session.name, pull.version, tuple(pull.shards), tuple(pull.own), pull.era))
             case "push" if message.push.era < self.engine.era:
                 # The coordinator, to which the other part goes, says that it does not count.
@@ -208,7 +210,7 @@ class FollowingRun(Run):
             messages = self.store.own_of(shard)
             session.sent += sum(map(len, messages))
             session.send(*messages)
-        answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True, era=self.engine.era))
+        answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True, number=session.number))
         session.send(*self.store.answer(answer, is_held))
 
 

@@ -72,6 +72,8 @@ class Session:
     rows: ArrivingRows = field(default_factory=ArrivingRows)
     #: Version that the worker holds whole, as its last pull said.
     held: int | None = None
+    #: Of its last pull, if this is not the coordinator.
+    number: int = 0
     #: The worker has proved that it can map this process's memory.
     shares_memory: bool = False
     #: Where the worker lays its contributions, by shard.

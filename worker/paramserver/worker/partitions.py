@@ -41,6 +41,8 @@ class Partition:
         #: Version of its part that the worker holds.
         self._held: int | None = None
         self._era = 0
+        #: Of the last pull.
+        self._number = 0
         self._job_id = ""
 
     async def join(self, join: pb.Join) -> None:
@@ -84,7 +86,8 @@ class Partition:
             self._era, self._held = wanted.era, None
         pull = pb.PullWork()
         pull.CopyFrom(wanted)
-        pull.job_id = self._job_id
+        self._number += 1
+        pull.job_id, pull.number = self._job_id, self._number
         if self._held is not None:
             pull.held = self._held
         if codec is None and self._memory is None:
@@ -93,7 +96,7 @@ class Partition:
         while (received := await self.stream.receive()) is not None:
             message, payload = received
             match message.WhichOneof("kind"):
-                case "work" if self._is_old(message.work, wanted):
+                case "work" if self._is_old(message.work, pull):
                     pass
                 case "work":
                     work = message.work
@@ -115,9 +118,9 @@ class Partition:
         raise PeerGone(f"{self.stream.address} ended the stream")
 
     def _is_old(self, work: pb.Work, wanted: pb.PullWork) -> bool:
-        """Whether this answers what was asked before, and has come once more."""
-        if work.last and work.era != wanted.era:
-            return work.era < wanted.era
+        """Say whether this answers what was asked before, and has come once more."""
+        if work.last:
+            return work.number != wanted.number
         return work.version < max(wanted.version, self._held or 0)
 
     async def aside(self, message: pb.ServerMessage, _payload: memoryview) -> None:

@@ -211,36 +211,40 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PullWork(_message.Message):
-    __slots__ = ("held", "job_id", "version", "shards", "own", "era")
+    __slots__ = ("held", "job_id", "version", "shards", "own", "era", "number")
     HELD_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     OWN_FIELD_NUMBER: _ClassVar[int]
     ERA_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     held: int
     job_id: str
     version: int
     shards: _containers.RepeatedScalarFieldContainer[int]
     own: _containers.RepeatedScalarFieldContainer[int]
     era: int
-    def __init__(self, held: _Optional[int] = ..., job_id: _Optional[str] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., own: _Optional[_Iterable[int]] = ..., era: _Optional[int] = ...) -> None: ...
+    number: int
+    def __init__(self, held: _Optional[int] = ..., job_id: _Optional[str] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., own: _Optional[_Iterable[int]] = ..., era: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s", "era")
+    __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s", "era", "number")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     ERA_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     version: int
     offset: int
     last: bool
     assignments: _containers.RepeatedCompositeFieldContainer[Assignment]
     heartbeat_s: float
     era: int
-    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ..., era: _Optional[int] = ...) -> None: ...
+    number: int
+    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ..., era: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Own(_message.Message):
     __slots__ = ("shard", "offset")

@@ -1,0 +1,37 @@
+"""What the coordinator of several servers waits for, and what it no longer waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from paramserver.server import events as ev
+from paramserver.server.leading import LeadingRun
+from paramserver.wire.job import Job
+
+JOB = Job.from_dict({"task": {"use": "t"}, "data": {"source": "d"}, "server": {"partitions": 2}})
+
+
+def test_the_first_theta_of_a_worker_that_died_does_not_hold_up_the_next_one_of_its_name() -> None:
+    links: list[Any] = [object()]
+
+    async def run() -> list[str]:
+        job = LeadingRun("j", JOB, {}, lambda: 0.0, 0, links, lambda: None)
+        handled: list[str] = []
+
+        async def handle(event: ev.Event) -> None:
+            handled.append(type(event).__name__)
+
+        job._handle = handle  # type: ignore[method-assign]
+        working = asyncio.create_task(job.work())
+        # It is in here, and not on the other server.
+        job.feed(ev.Initialised("w0", 0, 1))
+        job.feed(ev.Left("w0", "it was killed"))
+        await job._carry_out_everywhere(ev.Revoke("w0", 0, 1, "it was killed"))
+        job.feed(ev.Joined("w0", None, frozenset()))
+        job.feed(ev.Pulled("w0"))
+        await job.quiet()
+        working.cancel()
+        return handled
+
+    assert asyncio.run(run()) == ["Left", "Joined", "Pulled"]
