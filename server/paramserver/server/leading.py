@@ -170,9 +170,10 @@ class LeadingRun(Run):
     async def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.Tick):
             self.is_to_tick = False
+        self._now = self._clock()
         try:
             follow_up = None
-            for effect in self.engine.handle(event, self._clock()):
+            for effect in self.engine.handle(event, self._now):
                 follow_up = await self._carry_out_everywhere(effect) or follow_up
         except ParamserverError:
             # Of another partition.
@@ -267,6 +268,10 @@ class LeadingRun(Run):
                 if held.shard < len(shards) and held.epoch == shards[held.shard].epoch:
                     name = Name(held.shard, held.epoch, held.step, held.version)
                     self._gathered(self._gathering.reported(name, link.partition, held.values))
+            case "logged":
+                # One that comes while all go back to a version tells no more than that.
+                if self.log is not None:
+                    self.log.reported(link.partition, report.logged.safe, report.logged.error)
             case "initialised":
                 self._initialised.add(link.partition)
                 self._look_at_initial()
@@ -299,6 +304,8 @@ class LeadingRun(Run):
                 return None
             case ev.Restage(train):
                 await self._order(pb.Order(restage=pb.Restage(train_json=train.model_dump_json())))
+                if self.log is not None:
+                    self.log.pause()
             case ev.GoBack():
                 # Once all have answered, nothing that they told of is still on its way.
                 order = pb.Order(go_back=pb.GoBack())
@@ -350,7 +357,9 @@ class LeadingRun(Run):
         Raises:
             StateError: if one cannot.
         """
-        begin = pb.Begin(job_id=self.job_id, job_json=self.submitted.to_json(), version=version)
+        # Which policy and whether the job is over is known here, whatever their snapshot says.
+        train = self.job.train.model_dump_json()
+        begin = pb.Begin(job_id=self.job_id, job_json=self.submitted.to_json(), version=version, train_json=train)
         reports = await asyncio.gather(*(link.ask("begun", pb.Order(begin=begin)) for link in self._links))
         for link, report in zip(self._links, reports, strict=True):
             if report.begun.error:
@@ -358,8 +367,6 @@ class LeadingRun(Run):
         if version is None:
             return
         self.common = version
-        # Which policy and whether the job is over is known here, whatever their snapshot says.
-        await self._order(pb.Order(restage=pb.Restage(train_json=self.job.train.model_dump_json())))
         if self.engine.ended:
             await self._order(pb.Order(over=pb.Over(reason=self.engine.reason)))
         self._initialised = {link.partition for link in self._links}

@@ -47,7 +47,7 @@ class PartitionService(rpc.PartitionServicer):
         reports: asyncio.Queue[pb.Report | None] = asyncio.Queue()
         # Whoever leads at the same time is told apart by this, even if it gave itself no name.
         lead.cluster = cluster = lead.cluster or os.urandom(8)
-        reports.put_nowait(pb.Report(following=self._follower.follow(lead, reports.put_nowait)))
+        reports.put_nowait(pb.Report(following=await self._follower.follow(lead, reports.put_nowait)))
         writer, beat = asyncio.create_task(_write(reports, context)), asyncio.create_task(self._beat())
         try:
             while (order := await context.read()) is not grpc.aio.EOF and self._follower.cluster == cluster:

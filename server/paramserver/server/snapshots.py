@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paramserver.server.events import Apply
-from paramserver.server.replay import replayed, segments
+from paramserver.server.replay import reach, remove_segments, replayed, segments
 from paramserver.server.snapshot import FORMAT, Snapshot, parse
 from paramserver.wire.errors import StateError
 from paramserver.wire.job import Job
@@ -162,6 +162,49 @@ class StateDirectory:
                     self._versions[file] = snapshot.version
                     yield snapshot
 
+    def reach(self, snapshot: Snapshot) -> int:
+        """Return up to which version the log leads on from a snapshot.
+
+        Raises:
+            StateError: if something in it was acknowledged that can no longer be read.
+        """
+        return reach(snapshot.version, segments(self.path, _tag(snapshot)))
+
+    def at(self, snapshot: Snapshot, version: int) -> Snapshot:
+        """Return a single server's or the coordinator's snapshot with what the log adds to it up to a version.
+
+        Raises:
+            StateError: if the log does not lead there.
+        """
+        return replayed(snapshot, segments(self.path, _tag(snapshot)), version)[0]
+
+    def go_on_from(self, beginning: Snapshot, version: int | None) -> None:
+        """Forget what was kept of later versions, or of all, so that it is not mistaken for what comes now.
+
+        `beginning` is the job without parameters, which is all that is left if it begins anew. Of the log, what is
+        later is void once the next segment is there.
+
+        Raises:
+            StateError: if something of it may come back.
+        """
+        if version is not None:
+            self._forget_after(version)
+            return
+        self.save(beginning, common=-1)
+        remove_segments(self.path)
+        self.sync()
+
+    def _forget_after(self, version: int) -> None:
+        with self._writing:
+            later = [file for file in self._good if self._versions.get(file, version) > version]
+            self._good = [file for file in self._good if file not in later]
+            try:
+                for file in later:
+                    file.unlink()
+                os.fsync(self._lock)
+            except OSError as error:
+                raise StateError(f"state directory {self.path}: {error.strerror}") from None
+
     @property
     def oldest_version(self) -> int | None:
         """The version of the oldest snapshot that is kept; None if that is not known."""
@@ -198,6 +241,10 @@ class StateDirectory:
                 self._good = files
                 self._versions[files[-1]] = snapshot.version
                 log.info("found %s of version %d", files[-1], snapshot.version)
+                if snapshot.job.server.partitions > 1:
+                    # How far to go on from it, the coordinator says; what is broken is found out now.
+                    self.reach(snapshot)
+                    return snapshot
                 snapshot, self.replayed = replayed(snapshot, segments(self.path, _tag(snapshot)))
                 return snapshot
             broken.append(fault)
