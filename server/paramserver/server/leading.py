@@ -68,7 +68,7 @@ class LeadingRun(Run):
         self._captures = 0
         #: A tick is in the queue.
         self.is_to_tick = False
-        #: The newest version of θ that every partition has a snapshot of.
+        #: The newest version of θ that every partition can go back to by a snapshot, or by one and the log.
         self.common: int | None = None
 
     async def work(self) -> None:

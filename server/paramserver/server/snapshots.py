@@ -102,8 +102,8 @@ class StateDirectory:
     def save(self, snapshot: Snapshot, common: int | None = None) -> Saved:
         """Write a snapshot; once this returns, it outlives the process and the machine's power.
 
-        Older ones of the job are removed but for the newest, or that of version `common`, to which all partitions can
-        go back; and so are all those of other jobs.
+        Older ones of the job are removed but for the newest, or the newest up to version `common`, to which all
+        partitions can go back, by their logs if need be; and so are all those of other jobs.
 
         Raises:
             StateError: if it cannot be written; those written before are still there.
@@ -124,7 +124,7 @@ class StateDirectory:
                 raise StateError(f"snapshot in {self.path}: {error.strerror}") from None
             older = [f for f in self._good if _tag_of(f) == _tag(snapshot)]
             if common is not None:
-                older = [f for f in older if self._versions.get(f) == common]
+                older = [f for f in older if self._versions.get(f, common + 1) <= common][-1:]
             self._good = [*older, file][-KEPT:]
             self._versions = {f: v for f, v in self._versions.items() if f in self._good}
             self._versions[file] = snapshot.version
