@@ -17,9 +17,11 @@ import pytest
 
 from paramserver.client import Client, RequestError
 from paramserver.wire.errors import ParamserverError
+from paramserver.wire.job import Job
 from paramserver.worker import Worker
 from paramserver.worker.worker import Step
 from processes.cluster import DEADLINE_S, Cluster, Control, until
+from processes.test_partitions import Servers
 from processes.test_recovery_processes import STEPS, kill, resource_limit, slow_job, start
 
 
@@ -47,6 +49,39 @@ def test_a_killed_server_goes_on_where_it_was_seen_last(cluster: Cluster, mode: 
     assert list(last.clock) == [STEPS] * 4
     assert sum(last.staleness.values()) == 4 * STEPS
     assert "replayed" in cluster.logs()
+
+
+def test_several_servers_go_on_where_they_were_seen_last_under_any_policy(cluster: Cluster) -> None:
+    """Rounds are not logged, nor what counts between a switch and the snapshot that follows it."""
+    tables = logged_job(cluster, train__steps=1_000_000)
+    tables["server"]["partitions"] = 2
+    servers = Servers(cluster, 2, keep=True)
+    servers.workers("w0", "w1")
+    servers.coordinator.submit(tables, "j")
+    version = 0
+    for mode, victim in (("sync", 1), ("ssp", 0), ("async", 1), ("sync", 0), ("async", 0)):
+        servers.coordinator.when(lambda s, v=version: s.version > v + 15)
+        acknowledged = seen(servers.coordinator)
+        with Client(servers.coordinator.address) as client:
+            assert client.set_policy(mode, staleness=2).train.mode == mode
+        servers.coordinator.when(lambda s, v=acknowledged: s.version > v + 15)
+        if mode != "sync":
+            # Rounds would be computed again.
+            acknowledged = seen(servers.coordinator)
+        servers.kill(victim)
+        try:
+            servers.coordinator.when_open()
+        except AssertionError:
+            Path("/tmp/swi.log").write_text(cluster.logs() + "\n" + str(mode) + str(victim))
+            raise
+        status = servers.coordinator.status()
+        version = status.version
+        assert version >= acknowledged
+        assert Job.from_json(status.job_json).train.mode == mode
+    with Client(servers.coordinator.address) as client:
+        client.stop("that will do")
+    assert seen(servers.coordinator) == servers.coordinator.status().version
+    assert "begins anew" not in cluster.logs()
 
 
 def seen(control: Control) -> int:

@@ -199,7 +199,7 @@ class Coordinator(Shell):
         """Return the snapshots of a job, the newest first, and up to which version the log leads on from each."""
         if self._directory is None:
             return []
-        return [(s, self._directory.reach(s)) for s in self._directory.whole() if s.job_id == run.job_id]
+        return [(snapshot, reach) for snapshot, reach in self._directory.reaches() if snapshot.job_id == run.job_id]
 
     def _take_report(self, link: Link, report: pb.Report) -> None:
         if self.run is not None and link in self._links:

@@ -273,10 +273,10 @@ class Follower:
         await self._end_log()
         following = pb.Following()
         if self._directory is not None:
-            for snapshot in self._directory.whole():
+            for snapshot, reach in self._directory.reaches():
                 following.job_id, following.job_json = snapshot.job_id, snapshot.job.to_json()
                 following.versions.append(snapshot.version)
-                following.reaches.append(self._directory.reach(snapshot))
+                following.reaches.append(reach)
         return following
 
     async def _end_log(self) -> None:

@@ -34,12 +34,13 @@ def remove_segments(folder: Path, but_of: str = "") -> None:
 
 
 def records(
-    version: int, files: Sequence[tuple[SegmentName, Path]], until: int | None = None
+    version: int, files: Sequence[tuple[SegmentName, Path]], until: int | None = None, is_newest: bool = True
 ) -> Iterator[tuple[Record, TrainSection]]:
     """Yield what the log has of contributions after a version, in order, each with the policy that it counted under.
 
     What was read is on the disk by then, although the process that wrote it may have been killed before. `until` is the
-    last version to be yielded; what was acknowledged beyond it is not asked for.
+    last version to be yielded; what was acknowledged beyond it is not asked for, and neither is it where a newer
+    snapshot holds it: rounds in between are not logged.
 
     Raises:
         StateError: if something was acknowledged that can no longer be read, or a newer program wrote the log.
@@ -60,7 +61,7 @@ def records(
                         return
                     version = record.version
                     yield record, train
-    if safe > version and until is None:
+    if safe > version and until is None and is_newest:
         broken = "\n  ".join(str(file) for _, file in files)
         raise StateError(
             f"contributions up to version {safe} of θ were acknowledged, but the log can be read only up to version "
@@ -68,9 +69,9 @@ def records(
         )
 
 
-def reach(version: int, files: Sequence[tuple[SegmentName, Path]]) -> int:
+def reach(version: int, files: Sequence[tuple[SegmentName, Path]], is_newest: bool = True) -> int:
     """Return up to which version the log leads on from a version, see `records`."""
-    return max((record.version for record, _ in records(version, files)), default=version)
+    return max((record.version for record, _ in records(version, files, None, is_newest)), default=version)
 
 
 def replayed(

@@ -162,13 +162,14 @@ class StateDirectory:
                     self._versions[file] = snapshot.version
                     yield snapshot
 
-    def reach(self, snapshot: Snapshot) -> int:
-        """Return up to which version the log leads on from a snapshot.
+    def reaches(self) -> Iterator[tuple[Snapshot, int]]:
+        """Yield what `whole` does, each with the version up to which the log leads on from it.
 
         Raises:
-            StateError: if something in it was acknowledged that can no longer be read.
+            StateError: if something was acknowledged that can no longer be read.
         """
-        return reach(snapshot.version, segments(self.path, _tag(snapshot)))
+        for number, snapshot in enumerate(self.whole()):
+            yield snapshot, reach(snapshot.version, segments(self.path, _tag(snapshot)), is_newest=number == 0)
 
     def at(self, snapshot: Snapshot, version: int) -> Snapshot:
         """Return a single server's or the coordinator's snapshot with what the log adds to it up to a version.
@@ -243,7 +244,7 @@ class StateDirectory:
                 log.info("found %s of version %d", files[-1], snapshot.version)
                 if snapshot.job.server.partitions > 1:
                     # How far to go on from it, the coordinator says; what is broken is found out now.
-                    self.reach(snapshot)
+                    reach(snapshot.version, segments(self.path, _tag(snapshot)))
                     return snapshot
                 snapshot, self.replayed = replayed(snapshot, segments(self.path, _tag(snapshot)))
                 return snapshot
