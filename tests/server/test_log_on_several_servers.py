@@ -13,7 +13,7 @@ from paramserver.server.coordinator import newest_common
 from paramserver.server.events import Apply, Contribution
 from paramserver.server.log import Log
 from paramserver.server.logformat import Record, SegmentName, encode, frames, opening, read_record, safe_note
-from paramserver.server.replay import records
+from paramserver.server.replay import reach, records
 from paramserver.server.run import Run
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import StateDirectory
@@ -86,6 +86,14 @@ def test_what_was_safe_here_and_is_missing_is_an_error(tmp_path: Path) -> None:
     name, file = segment(tmp_path, 1, base=0, last=5, safe=7)
     with pytest.raises(StateError, match=r"up to version 7 of θ were acknowledged.*only up to version 5"):
         list(records(0, [(name, file)]))
+
+
+def test_behind_rounds_an_older_snapshot_leads_nowhere_and_need_not(tmp_path: Path) -> None:
+    before, after = segment(tmp_path, 1, base=0, last=3, safe=3), segment(tmp_path, 2, base=8, last=9, safe=9)
+    assert reach(8, [before, after]) == 9
+    assert reach(0, [before, after], is_newest=False) == 3
+    with pytest.raises(StateError, match="acknowledged"):
+        reach(0, [before, after])
 
 
 def test_sums_over_all_servers_are_part_of_a_record() -> None:
