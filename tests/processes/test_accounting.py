@@ -130,8 +130,9 @@ def test_theta_is_the_sum_of_exactly_what_was_acknowledged(cluster: Cluster, see
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_so_it_is_over_several_servers_and_by_the_worker_library(cluster: Cluster, count: int) -> None:
-    chance = random.Random(count)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_so_it_is_over_several_servers_and_by_the_worker_library(cluster: Cluster, seed: int, count: int) -> None:
+    chance = random.Random(3 * seed + count)
     servers = Servers(cluster, count, keep=True)
     coordinator = servers.coordinator
     workers = Accountants(cluster, servers.addresses, "accounting_loop.py")

@@ -108,6 +108,30 @@ def test_a_full_disk_stops_training_and_free_space_lets_it_go_on(cluster: Cluste
     assert (last.state, last.version) == ("done", 4 * STEPS)
 
 
+def test_a_full_disk_of_one_server_stops_all_and_free_space_lets_them_go_on(cluster: Cluster) -> None:
+    tables = logged_job(cluster, train__steps=1_000_000)
+    tables["server"]["partitions"] = 2
+    servers = Servers(cluster, 2, keep=True)
+    servers.workers("w0", "w1")
+    coordinator = servers.coordinator
+    coordinator.submit(tables, "j")
+    coordinator.when(lambda s: s.version > 10)
+    other = servers.controls[1].process.pid
+    resource_limit(other, 100)
+    status = coordinator.when(lambda s: "training waits" in s.durability)
+    assert "File too large" in status.durability
+    with pytest.raises(grpc.RpcError, match="is not safe"):
+        coordinator.theta()
+    resource_limit(other, -1)
+    coordinator.when(lambda s: "training waits" not in s.durability)
+    acknowledged = seen(coordinator)
+    servers.kill(1)
+    coordinator.when_open()
+    assert coordinator.status().version >= acknowledged
+    coordinator.when(lambda s: s.version > acknowledged + 4)
+    assert "begins anew" not in cluster.logs()
+
+
 def mountable() -> bool:
     """Whether this process may make a mount namespace of its own."""
     return shutil.which("unshare") is not None and not subprocess.call(

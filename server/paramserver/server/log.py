@@ -194,10 +194,10 @@ class Log:
 
     def reported(self, partition: int, safe: int, error: str) -> None:
         """Take note of what another partition says of its log."""
-        before = self.error
-        self._elsewhere[partition] = safe, error
-        if error and not before:
+        if error and error != self._elsewhere[partition][1]:
             log.error("partition %d: %s; training waits for the disk", partition, error)
+        self._elsewhere[partition] = safe, error
+        if error:
             self.snapshot_wanted()
         self._look()
 
@@ -235,6 +235,7 @@ class Log:
         if self._anchor is not None:
             self._active, self._error = False, reason
             self.snapshot_wanted()
+            self._look()
 
     async def close(self) -> None:
         """Write what is left, and end; whoever waits for more is told."""
