@@ -31,10 +31,7 @@ def test_a_run_over_two_servers_has_the_bits_of_one_and_gives_its_result_again(t
     assert again.theta_sha256 == alone.theta_sha256
 
 
-def test_numbers_and_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_numbers_that_do_not_fit_are_named(tmp_path: Path) -> None:
     job = Job.from_dict(JOB)
     with pytest.raises(RequestError, match="servers is 0, allowed are 1 and more"):
         train(job, servers=0, run=tmp_path / "none")
-    logged = Job.from_dict({**JOB, "train": {**JOB["train"], "mode": "async"}, "server": {"durability": "log"}})
-    with pytest.raises(RequestError, match=r"server\.durability = 'log' works with one server only"):
-        train(logged, servers=2, run=tmp_path / "logged")

@@ -99,6 +99,8 @@ class Server:
         """Wait for what is being written: files must not move while they are copied."""
         if isinstance(self.shell, Follower):
             await asyncio.get_running_loop().run_in_executor(self.shell._thread, lambda: None)
+            if self.shell._log is not None:
+                await self.shell._log.written()
             return
         await self.shell.caught_up()
         await self.shell.settled()

@@ -17,9 +17,11 @@ import pytest
 
 from paramserver.client import Client, RequestError
 from paramserver.wire.errors import ParamserverError
+from paramserver.wire.job import Job
 from paramserver.worker import Worker
 from paramserver.worker.worker import Step
 from processes.cluster import DEADLINE_S, Cluster, Control, until
+from processes.test_partitions import Servers
 from processes.test_recovery_processes import STEPS, kill, resource_limit, slow_job, start
 
 
@@ -47,6 +49,35 @@ def test_a_killed_server_goes_on_where_it_was_seen_last(cluster: Cluster, mode: 
     assert list(last.clock) == [STEPS] * 4
     assert sum(last.staleness.values()) == 4 * STEPS
     assert "replayed" in cluster.logs()
+
+
+def test_several_servers_go_on_where_they_were_seen_last_under_any_policy(cluster: Cluster) -> None:
+    """Rounds are not logged, nor what counts between a switch and the snapshot that follows it."""
+    tables = logged_job(cluster, train__steps=1_000_000)
+    tables["server"]["partitions"] = 2
+    servers = Servers(cluster, 2, keep=True)
+    servers.workers("w0", "w1")
+    servers.coordinator.submit(tables, "j")
+    version = 0
+    for mode, victim in (("sync", 1), ("ssp", 0), ("async", 1), ("sync", 0), ("async", 0)):
+        servers.coordinator.when(lambda s, v=version: s.version > v + 15)
+        acknowledged = seen(servers.coordinator)
+        with Client(servers.coordinator.address) as client:
+            assert client.set_policy(mode, staleness=2).train.mode == mode
+        servers.coordinator.when(lambda s, v=acknowledged: s.version > v + 15)
+        if mode != "sync":
+            # Rounds would be computed again.
+            acknowledged = seen(servers.coordinator)
+        servers.kill(victim)
+        servers.coordinator.when_open()
+        status = servers.coordinator.status()
+        version = status.version
+        assert version >= acknowledged
+        assert Job.from_json(status.job_json).train.mode == mode
+    with Client(servers.coordinator.address) as client:
+        client.stop("that will do")
+    assert seen(servers.coordinator) == servers.coordinator.status().version
+    assert "begins anew" not in cluster.logs()
 
 
 def seen(control: Control) -> int:
@@ -78,6 +109,30 @@ def test_a_full_disk_stops_training_and_free_space_lets_it_go_on(cluster: Cluste
     assert control.status().version >= acknowledged
     last = control.finish()
     assert (last.state, last.version) == ("done", 4 * STEPS)
+
+
+def test_a_full_disk_of_one_server_stops_all_and_free_space_lets_them_go_on(cluster: Cluster) -> None:
+    tables = logged_job(cluster, train__steps=1_000_000)
+    tables["server"]["partitions"] = 2
+    servers = Servers(cluster, 2, keep=True)
+    servers.workers("w0", "w1")
+    coordinator = servers.coordinator
+    coordinator.submit(tables, "j")
+    coordinator.when(lambda s: s.version > 10)
+    other = servers.controls[1].process.pid
+    resource_limit(other, 100)
+    status = coordinator.when(lambda s: "training waits" in s.durability)
+    assert "File too large" in status.durability
+    with pytest.raises(grpc.RpcError, match="is not safe"):
+        coordinator.theta()
+    resource_limit(other, -1)
+    coordinator.when(lambda s: "training waits" not in s.durability)
+    acknowledged = seen(coordinator)
+    servers.kill(1)
+    coordinator.when_open()
+    assert coordinator.status().version >= acknowledged
+    coordinator.when(lambda s: s.version > acknowledged + 4)
+    assert "begins anew" not in cluster.logs()
 
 
 def mountable() -> bool:

@@ -399,15 +399,6 @@ class Job(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _can_be_cut(self) -> Self:
-        if self.server.partitions > 1 and self.server.durability == "log":
-            raise ValueError(
-                "server.durability = 'log' works with one server only, found"
-                f" server.partitions = {self.server.partitions}; allowed is 1"
-            )
-        return self
-
     @classmethod
     def from_dict(cls, tables: dict[str, Any], origin: str = "job") -> Job:
         """Check nested tables such as a parsed job file holds; `origin` opens every error message."""

@@ -62,7 +62,7 @@ class ControlService(rpc.ControlServicer):
                     await context.abort(status_code(error), str(error))
             changed = self._shell.changed
             points = run.history.after(step)
-            if run.log is not None and not ended:
+            if run.log is not None and not run.engine.ended:
                 points = [point for point in points if point.version <= run.log.safe]
             if points:
                 step = points[-1].step
@@ -89,7 +89,8 @@ class ControlService(rpc.ControlServicer):
             described = pb.Layout(tensors=layout.to_proto())
             if run.tables is not None:
                 described.tables.extend(tables_to_proto(run.tables.tables))
-            await self._shell.caught_up()
+            if run.log is not None:
+                await run.log.caught_up()
             async for piece in captured.theta:
                 yield pb.PullReply(
                     job_id=run.job_id,

@@ -64,7 +64,10 @@ class LeadingSaver(Saver):
             there = await self._run.save_there()
             self._taken = (self._run.engine.version, self._run.engine.phase)
             self._taken_job = self._run.job
-            return self._run.snapshot(), there
+            snapshot = self._run.snapshot()
+            if self._log is not None:
+                self._log.snapshot_begun()
+            return snapshot, there
 
         try:
             snapshot, there = await self._run.between(begin)
@@ -81,6 +84,16 @@ class LeadingSaver(Saver):
             raise StateError(f"snapshot of several partitions: {error}") from None
         self._run.common = snapshot.version
         return saved._replace(theta_sha256="")
+
+
+def newest_common(reaches: Sequence[Sequence[tuple[int, int]]]) -> int | None:
+    """Return the newest version that every partition can go back to; None if there is none.
+
+    `reaches` are the first and the last version of what each has without a gap.
+    """
+    ends = {end for ranges in reaches for pair in ranges for end in pair}
+    common = (v for v in ends if all(any(first <= v <= last for first, last in ranges) for ranges in reaches))
+    return max(common, default=None)
 
 
 class Coordinator(Shell):
@@ -154,15 +167,15 @@ class Coordinator(Shell):
         if self._saver is not None:
             await self._saver.drop()
             self._saver = None
-        own = [s for s in self._directory.whole() if s.job_id == before.job_id] if self._directory is not None else []
-        common = {s.version for s in own}
+        own = self._kept(before)
+        reaches = [[(snapshot.version, reach) for snapshot, reach in own]]
         for following in followings:
             is_same = (following.job_id, following.job_json) == (before.job_id, before.submitted.to_json())
-            common &= set(following.versions) if is_same else set()
-        version = max(common, default=None)
+            reaches.append(list(zip(following.versions, following.reaches, strict=True)) if is_same else [])
+        version = newest_common(reaches)
         # What is found here was everywhere. An end that nobody was told of may have been written down nowhere.
         is_kept = before.engine.phase == "failed" or any(
-            s.engine is not None and s.engine.phase != "train" for s in own[:1]
+            snapshot.engine is not None and snapshot.engine.phase != "train" for snapshot, _ in own[:1]
         )
         if version is None and before.engine.ended and is_kept:
             log.error("job %s has ended, and the partitions have no version of it in common", before.job_id)
@@ -178,21 +191,28 @@ class Coordinator(Shell):
             log.error("job %s begins anew: the partitions have no version of it in common", before.job_id)
         run = self._new_run(before.job_id, before.submitted)
         if version is not None:
-            run.restore(next(s for s in own if s.version == version))
-        else:
-            # A policy that was switched before there was a first θ stays switched.
-            run.restore(Snapshot(before.job_id, before.submitted, train=before.job.train))
-        if own and self._directory is not None:
-            # Other versions may get the numbers of those after it. What the other servers have of them does no harm:
-            # without this one nobody goes back there.
-            if version is not None:
-                self._directory.forget_after(version)
-            else:
-                self._directory.save(run.snapshot(), common=-1)
+            assert self._directory is not None
+            snapshot = next(snapshot for snapshot, reach in own if snapshot.version <= version <= reach)
+            run.restore(self._directory.at(snapshot, version))
+        # A policy that was switched before there was a first θ stays switched.
+        beginning = Snapshot(before.job_id, before.submitted, train=before.job.train)
+        if version is None:
+            run.restore(beginning)
         del own
+        if self._directory is not None and before.job.server.durability != "none":
+            # Other versions may get the numbers of those after it.
+            self._directory.go_on_from(beginning, version)
         await run.begin_there(version)
         self._begin(run)
+        if self._log is not None:
+            await self._log.written()
         log.info("job %s goes on at version %d", run.job_id, run.engine.version)
+
+    def _kept(self, run: Run) -> list[tuple[Snapshot, int]]:
+        """Return the snapshots of a job, the newest first, and up to which version the log leads on from each."""
+        if self._directory is None:
+            return []
+        return [(snapshot, reach) for snapshot, reach in self._directory.reaches() if snapshot.job_id == run.job_id]
 
     def _take_report(self, link: Link, report: pb.Report) -> None:
         if self.run is not None and link in self._links:
@@ -204,7 +224,7 @@ class Coordinator(Shell):
         return LeadingRun(job_id, job, self.sessions, time.monotonic, epoch, self._links, self._moved)
 
     def _new_saver(self, run: Run, directory: StateDirectory) -> Saver:
-        return LeadingSaver(run, directory)
+        return LeadingSaver(run, directory, self._log)
 
     def _begin(self, run: Run) -> None:
         super()._begin(run)

@@ -14,8 +14,11 @@ import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.followingengine import FollowingEngine
+from paramserver.server.log import Log
+from paramserver.server.logformat import Record
 from paramserver.server.place import Place
 from paramserver.server.reading import Copied
+from paramserver.server.replay import check, records, segments
 from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.snapshot import Snapshot
@@ -98,6 +101,18 @@ class FollowingRun(Run):
     def _new_engine(self, job: Job, epoch: int) -> FollowingEngine:
         return FollowingEngine(job, epoch)
 
+    def replay(self, record: Record, train: TrainSection) -> None:
+        """Apply a contribution of the log once more, under the policy of that time."""
+        self.go_on_under(train)
+        self._hold_again(record)
+        self.engine.hold_again(record.contribution)
+        self.feed(ev.Ordered(ev.Apply(record.version, record.step, (record.contribution,))))
+
+    def go_on_under(self, train: TrainSection) -> None:
+        """Have a policy, before anybody works under it."""
+        if train != self.job.train:
+            self.feed(ev.Ordered(ev.Restage(train)))
+
     def take(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         """Act on a message of a worker."""
         # What is left of the job before has epochs below those of this one, and nobody counts it; whoever waits for
@@ -162,6 +177,8 @@ class FollowingRun(Run):
                 self._tell(pb.Report(sums=pb.Sums(values=values, rows=rows)))
             case ev.Save(common):
                 self._save(self.snapshot(), common)
+                if self.log is not None:
+                    self.log.snapshot_begun()
             case ev.Capture(number):
                 assert self.store is not None
                 captured = self._capture(number)
@@ -176,6 +193,8 @@ class FollowingRun(Run):
     def _restage(self, train: TrainSection) -> None:
         """Go on under another policy; unlike on the coordinator, what is held may still be asked for."""
         self.job = self.job.model_copy(update={"train": train})
+        if self.log is not None:
+            self.log.pause()
         if self._waypoints is not None:
             self._waypoints.forget()
         if self.store is None:
@@ -229,6 +248,8 @@ class Follower:
         self.cluster = b""
         self._tell: Tell = lambda _: None
         self._directory = directory
+        #: None if contributions are not logged.
+        self._log: Log | None = None
         if directory is not None:
             # Which one is needed, the coordinator says; until then it takes memory for nothing.
             directory.take_newest()
@@ -239,11 +260,12 @@ class Follower:
             self.probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
             self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
 
-    def follow(self, lead: pb.Lead, tell: Tell) -> pb.Following:
+    async def follow(self, lead: pb.Lead, tell: Tell) -> pb.Following:
         """Begin to follow a coordinator, which is told of everything by `tell`; it takes the place of one before.
 
         Raises:
             ProtocolError: if this is not the partition that it looks for.
+            StateError: if what was acknowledged cannot be read any more.
         """
         if Place(lead.partition, lead.partitions) != self.place:
             raise ProtocolError(
@@ -253,11 +275,20 @@ class Follower:
         self.leave_lead(self.cluster)
         self.cluster, self._tell = lead.cluster, tell
         self.run = None
+        await self._end_log()
         following = pb.Following()
-        for snapshot in self._directory.whole() if self._directory is not None else ():
-            following.job_id, following.job_json = snapshot.job_id, snapshot.job.to_json()
-            following.versions.append(snapshot.version)
+        if self._directory is not None:
+            for snapshot, reach in self._directory.reaches():
+                following.job_id, following.job_json = snapshot.job_id, snapshot.job.to_json()
+                following.versions.append(snapshot.version)
+                following.reaches.append(reach)
         return following
+
+    async def _end_log(self) -> None:
+        """Write what is left of the job before."""
+        log, self._log = self._log, None
+        if log is not None:
+            await log.close()
 
     def leave_lead(self, cluster: bytes) -> None:
         """The coordinator of this name is gone, if it is the present one: its workers begin anew."""
@@ -308,16 +339,19 @@ class Follower:
     async def _begin(self, begin: pb.Begin) -> None:
         # θ of the job before makes room first.
         self.run = None
+        await self._end_log()
         job = Job.from_json(begin.job_json)
         keeps = self._directory if job.server.durability != "none" else None
         run = FollowingRun(begin.job_id, job, self.sessions, self.place.partition, self._tell, self._save, begin.epoch)
         loop, cluster = asyncio.get_running_loop(), self.cluster
         if begin.HasField("version"):
-            run.restore(self._snapshot(begin.job_id, begin.version))
-            # Whether the job is over, the coordinator says.
-            run.engine.phase = "train"
-        elif keeps is not None:
-            await loop.run_in_executor(self._thread, keeps.save, Snapshot(begin.job_id, job))
+            self._go_back(run, begin.version)
+        run.go_on_under(TrainSection.model_validate_json(begin.train_json))
+        if keeps is not None:
+            version = begin.version if begin.HasField("version") else None
+            await loop.run_in_executor(self._thread, keeps.go_on_from, Snapshot(begin.job_id, job), version)
+            if job.server.durability == "log":
+                await self._begin_log(run, keeps)
         elif self._directory is not None:
             self._directory.clear()
         if self.cluster != cluster:
@@ -327,14 +361,33 @@ class Follower:
             session.start_job()
         log.info("job %s begins at version %d", begin.job_id, run.engine.version)
 
-    def _snapshot(self, job_id: str, version: int) -> Snapshot:
-        for snapshot in self._directory.whole() if self._directory is not None else ():
-            if (snapshot.job_id, snapshot.version) == (job_id, version):
-                return snapshot
-        raise NotReady(f"there is no snapshot of version {version} of job {job_id} any more")
+    def _go_back(self, run: FollowingRun, version: int) -> None:
+        """Make a run that has just begun what it was at a version, by a snapshot and the log."""
+        kept = [] if self._directory is None else self._directory.whole()
+        snapshot = next((s for s in kept if s.job_id == run.job_id and s.version <= version), None)
+        if self._directory is None or snapshot is None:
+            raise NotReady(f"there is no snapshot that leads to version {version} of job {run.job_id} any more")
+        run.restore(snapshot)
+        # Whether the job is over, the coordinator says.
+        run.engine.phase = "train"
+        files = segments(self._directory.path, self._directory.tag(run.job_id, run.submitted))
+        for record, train in records(snapshot.version, files, version):
+            run.replay(record, train)
+            check(run, record)
+        if run.engine.version != version:
+            raise NotReady(f"the log leads to version {run.engine.version} of job {run.job_id}, not to {version}")
+
+    async def _begin_log(self, run: FollowingRun, directory: StateDirectory) -> None:
+        """Log contributions from now on. Who waits for them is known to the coordinator alone, so all are urgent."""
+        tell, contributions = self._tell, Log(run, directory, linger_s=0.0)
+        self._log = run.log = contributions
+        contributions.moved = lambda: tell(
+            pb.Report(logged=pb.Logged(safe=contributions.safe, error=contributions.error))
+        )
+        await contributions.written()
 
     def _save(self, snapshot: Snapshot, common: int | None) -> None:
-        tell, directory = self._tell, self._directory
+        tell, directory, contributions = self._tell, self._directory, self._log
         if directory is None:
             error = "it has no state directory (--state)"
             tell(pb.Report(saved=pb.Saved(version=snapshot.version, error=error)))
@@ -347,8 +400,14 @@ class Follower:
                 directory.save(snapshot, common)
             except StateError as failure:
                 error = str(failure)
-            report = pb.Report(saved=pb.Saved(version=snapshot.version, error=error))
-            loop.call_soon_threadsafe(tell, report)
+            loop.call_soon_threadsafe(note, error)
+
+        def note(error: str) -> None:
+            if contributions is not None and error:
+                contributions.snapshot_failed(error)
+            elif contributions is not None:
+                contributions.snapshot_saved(snapshot.version)
+            tell(pb.Report(saved=pb.Saved(version=snapshot.version, error=error)))
 
         self._thread.submit(write)
 
@@ -407,6 +466,7 @@ class Follower:
     async def close(self) -> None:
         """Finish what is being written, before the process ends."""
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        await self._end_log()
 
 
 def give_up(session: Session, message: pb.WorkerMessage) -> None:

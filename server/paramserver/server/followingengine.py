@@ -107,6 +107,10 @@ class FollowingEngine(Engine):
         self._held[c.shard] = c
         effects += (ev.Keep(c.shard, c.step), ev.Report(c))
 
+    def hold_again(self, c: Contribution) -> None:
+        """Take note of a contribution that the log has, to be applied next."""
+        self._held[c.shard] = c
+
     def _carry_on(self, effects: list[Effect]) -> None:
         """Do what is ordered up to the first update that misses a contribution, and answer who waited for it."""
         while self._orders and self._is_due(self._orders[0]):

@@ -68,7 +68,7 @@ class LeadingRun(Run):
         self._captures = 0
         #: A tick is in the queue.
         self.is_to_tick = False
-        #: The newest version of θ that every partition has a snapshot of.
+        #: The newest version of θ that every partition can go back to by a snapshot, or by one and the log.
         self.common: int | None = None
 
     async def work(self) -> None:
@@ -196,9 +196,10 @@ class LeadingRun(Run):
     async def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.Tick):
             self.is_to_tick = False
+        self._now = self._clock()
         try:
             follow_up = None
-            for effect in self.engine.handle(event, self._clock()):
+            for effect in self.engine.handle(event, self._now):
                 follow_up = await self._carry_out_everywhere(effect) or follow_up
         except ParamserverError:
             # Of another partition.
@@ -301,6 +302,10 @@ class LeadingRun(Run):
                 # What was refused here, such as by a round that closed without it, is not waited for.
                 if held.step >= self.engine.clocks[held.shard] or self._gathering.is_here(name):
                     self._gathered(self._gathering.reported(name, link.partition, held.values))
+            case "logged":
+                # One that comes while all go back to a version tells no more than that.
+                if self.log is not None:
+                    self.log.reported(link.partition, report.logged.safe, report.logged.error)
             case "initialised":
                 self._initialised.add(link.partition)
                 self._look_at_initial()
@@ -333,6 +338,8 @@ class LeadingRun(Run):
                 return None
             case ev.Restage(train):
                 await self._order(pb.Order(restage=pb.Restage(train_json=train.model_dump_json())))
+                if self.log is not None:
+                    self.log.pause()
             case ev.GoBack():
                 # Once all have answered, nothing that they told of is still on its way.
                 order = pb.Order(go_back=pb.GoBack())
@@ -387,16 +394,18 @@ class LeadingRun(Run):
         Raises:
             StateError: if one cannot.
         """
+        # Which policy and whether the job is over is known here, whatever their snapshot says.
         begin = pb.Begin(
-            job_id=self.job_id, job_json=self.submitted.to_json(), version=version, epoch=self.engine.epoch
+            job_id=self.job_id,
+            job_json=self.submitted.to_json(),
+            version=version,
+            epoch=self.engine.epoch,
+            train_json=self.job.train.model_dump_json(),
         )
         reports = await asyncio.gather(*(link.ask("begun", pb.Order(begin=begin)) for link in self._links))
         for link, report in zip(self._links, reports, strict=True):
             if report.begun.error:
                 raise StateError(f"{link.name}: {report.begun.error}")
-        # Which policy and whether the job is over is known here, whatever their snapshot says.
-        if self.job.train != self.submitted.train or version is not None:
-            await self._order(pb.Order(restage=pb.Restage(train_json=self.job.train.model_dump_json())))
         if version is None:
             return
         self.common = version

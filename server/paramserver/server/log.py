@@ -9,6 +9,9 @@ survives the loss of power and not only that of the process.
 The log goes back to a snapshot. Every snapshot begins a new segment; those behind the oldest snapshot that is kept are
 removed. When the log cannot be written, nothing is acknowledged or handed out any more, snapshots are tried instead,
 and the first that succeeds makes safe what was counted until then and begins the log anew.
+
+Where θ is cut over several servers each logs its part of every contribution, and a version is safe when it is on all
+disks: the others tell the coordinator, whose log is the one that knows.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from paramserver.server.events import Apply
@@ -85,13 +87,16 @@ class _Held(NamedTuple):
 class Log:
     """The log of one run; belongs to the event loop. A thread writes.
 
-    `snapshot_wanted` is called when a snapshot should be taken as soon as possible.
+    `snapshot_wanted` is called when a snapshot should be taken as soon as possible, `moved` when more is on the disk or
+    it cannot be written. `others` are as many partitions as have a log of their own for the same run.
     """
 
-    def __init__(self, run: Run, directory: StateDirectory) -> None:
+    def __init__(self, run: Run, directory: StateDirectory, others: int = 0, linger_s: float = LINGER_S) -> None:
         self._run = run
         self._directory = directory
+        self._linger_s = linger_s
         self.snapshot_wanted: Callable[[], None] = lambda: None
+        self.moved: Callable[[], None] = lambda: None
         self._writer = _Writer(directory, run)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
         self._pending: list[_Entry] = []
@@ -103,16 +108,18 @@ class Log:
         self._writing = False
         #: How many wait for all to be safe that is counted by now.
         self._waiting = 0
-        #: Versions up to this one survive whatever happens to process and power.
-        self.safe = run.engine.version
+        #: Versions up to this one are on this server's disk, …
+        self._safe_here = run.engine.version
+        #: … and on those of the other partitions, by number, with what is wrong there.
+        self._elsewhere = dict.fromkeys(range(1, others + 1), (run.engine.version, ""))
         #: The newest version that has to be safe before it is spoken of; rounds made later need not be.
         self._promised = run.engine.version
         #: How far that may be ahead while work is handed out.
         self._ahead = AHEAD_VERSIONS
         #: Until a snapshot of this version is on the disk, nothing from it on is safe; None if there is one.
         self._anchor: int | None = None
-        #: Why nothing is written at the moment; empty if all is well.
-        self.error = ""
+        #: Why nothing is written here at the moment; empty if all is well.
+        self._error = ""
         #: Contributions are being logged; False in sync mode, before the first θ, and after a failure.
         self._active = False
         self._bytes = 0
@@ -126,19 +133,35 @@ class Log:
             self._begin(continues=True)
 
     @property
+    def safe(self) -> int:
+        """Versions up to this one survive whatever happens to processes and power."""
+        return min(self._safe_here, min((safe for safe, _ in self._elsewhere.values()), default=self._safe_here))
+
+    @property
+    def error(self) -> str:
+        """Why nothing becomes safe at the moment; empty if all is well."""
+        return self._error or next((error for _, error in self._elsewhere.values() if error), "")
+
+    @property
+    def _in_rounds(self) -> bool:
+        """Whether what is counted now need not be logged, since it is computed again instead."""
+        return self._run.job.train.mode == "sync"
+
+    @property
     def _logs(self) -> bool:
-        """Whether what is counted now is to be logged: rounds are computed again instead."""
-        return self._run.engine.phase == "train" and self._run.job.train.mode != "sync"
+        return self._run.engine.phase == "train" and not self._in_rounds
 
     def append(self, applied: Apply, elapsed_s: float, store: Store) -> None:
         """Log the contribution that makes a version; its values stay as they are until they are on the disk."""
-        if self._active or self.error:
-            self._promised = applied.version
+        if self._in_rounds:
+            return
+        self._promised = applied.version
         if not self._active:
             return
         (contribution,) = applied.contributions
         pieces = [piece.data.cast("B") for piece in store.contribution(contribution.shard) if piece.size]
-        self._add(Record(applied.version, applied.step, elapsed_s, contribution, pieces))
+        answers = store.answers(applied.answer)
+        self._add(Record(applied.version, applied.step, elapsed_s, contribution, pieces, answers))
         size = sum(piece.nbytes for piece in pieces)
         self._ahead = min(AHEAD_VERSIONS, AHEAD_BYTES // max(1, size))
         before = self._bytes
@@ -170,12 +193,37 @@ class Log:
                     raise StateError(f"version {version} of θ is not safe: {self.error}")
                 await self._moved.wait()
 
+    def reported(self, partition: int, safe: int, error: str) -> None:
+        """Take note of what another partition says of its log."""
+        if error and error != self._elsewhere[partition][1]:
+            log.error("partition %d: %s; training waits for the disk", partition, error)
+        self._elsewhere[partition] = safe, error
+        if error:
+            self.snapshot_wanted()
+        self._look()
+
+    def pause(self) -> None:
+        """Log nothing more until the next snapshot begins: what comes first is safe with that."""
+        self._active = False
+
+    async def written(self) -> None:
+        """Wait until what is pending is on the disk.
+
+        Raises:
+            StateError: if it cannot be written.
+        """
+        with self._urgently():
+            while self._writing or self._pending:
+                await self._moved.wait()
+        if self._error:
+            raise StateError(self._error)
+
     def snapshot_begun(self) -> None:
         """Take note that a snapshot of the current version is on its way: contributions go to a new segment."""
         if self._logs:
             self._begin(continues=self._active)
         else:
-            self._active, self.error = False, ""
+            self._active, self._error = False, ""
 
     def snapshot_saved(self, version: int) -> None:
         """Take note that the snapshot of this version is on the disk."""
@@ -186,21 +234,22 @@ class Log:
     def snapshot_failed(self, reason: str) -> None:
         """Take note that a snapshot could not be written; one that the log needs is asked for again."""
         if self._anchor is not None:
-            self._active, self.error = False, reason
+            self._active, self._error = False, reason
             self.snapshot_wanted()
+            self._look()
 
     async def close(self) -> None:
-        """Write what is left, and end."""
-        with self._urgently():
-            while self._writing or self._pending:
-                await self._moved.wait()
-        self._active = False
+        """Write what is left, and end; whoever waits for more is told."""
+        with suppress(StateError):
+            await self.written()
+        self._active, self._error = False, self._error or "the log was closed"
+        self._wake()
         self._thread.shutdown()
         self._writer.close()
 
     def _begin(self, continues: bool) -> None:
         version = self._run.engine.version
-        self._active, self._bytes, self.error = True, 0, ""
+        self._active, self._bytes, self._error = True, 0, ""
         if not continues:
             self._anchor, self._promised = version, max(self._promised, version)
         self._add(_Begin(version, self._run.job.train, continues))
@@ -231,7 +280,7 @@ class Log:
                 self._timer.cancel()
             self._timer, self._is_due = loop.call_soon(self._write), True
         elif self._timer is None:
-            self._timer = loop.call_later(LINGER_S, self._write)
+            self._timer = loop.call_later(self._linger_s, self._write)
 
     @property
     def _is_urgent(self) -> bool:
@@ -250,28 +299,34 @@ class Log:
         self._writing = False
         error = done.exception()
         if error is None:
-            self._written(done.result())
+            self._safe_here = done.result()
         elif isinstance(error, OSError):
             self._failed(error)
         else:
             raise error
         self._see_to_it()
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+        self._look()
 
-    def _written(self, safe: int) -> None:
-        self.safe = safe
+    def _look(self) -> None:
+        """See what may be told by now."""
+        safe = self.safe
         for held in (self._work, self._told):
             while held and held[0].version <= safe:
                 _, session, messages = held.popleft()
                 session.deliver(messages)
+        self.moved()
+        self._wake()
+
+    def _wake(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
 
     def _failed(self, error: OSError) -> None:
         # What a failed sync has left on the disk nobody knows, so this segment is not written to again.
-        self._active, self.error = False, f"the log cannot be written: {error.strerror}"
+        self._active, self._error = False, f"the log cannot be written: {error.strerror}"
         self._pending = [entry for entry in self._pending if isinstance(entry, _Anchor)]
         self._pending_bytes = 0
-        log.error("%s; training waits for the disk", self.error)
+        log.error("%s; training waits for the disk", self._error)
         self.snapshot_wanted()
 
 
@@ -360,15 +415,6 @@ class _Writer:
                 # Left over, it does no harm.
                 with suppress(OSError):
                     file.unlink()
-
-
-def remove_segments(folder: Path, but_of: str = "") -> None:
-    """Remove the logs of all jobs but one."""
-    for file in folder.iterdir():
-        name = SegmentName.parse(file.name)
-        if name is not None and name.job != but_of:
-            with suppress(OSError):
-                file.unlink()
 
 
 def _write_all(file: int, buffers: list[bytes | memoryview]) -> None:

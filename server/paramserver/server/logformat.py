@@ -67,6 +67,8 @@ class Record(NamedTuple):
     contribution: Contribution
     #: The bytes that were applied, in consecutive pieces.
     values: Sequence[memoryview]
+    #: With several servers: the sums over whole vectors that the update needed, question by question.
+    answers: Sequence[Sequence[float]] = ()
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +93,8 @@ def opening(name: SegmentName, train: TrainSection, safe: int) -> list[bytes | m
 
 def encode(mark: bytes, record: Record, safe: int) -> list[bytes | memoryview]:
     """Return the pieces of a record's frame; the values are not copied."""
-    head = json.dumps([record.step, record.elapsed_s, *record.contribution]).encode()
+    told = [record.answers] if record.answers else []
+    head = json.dumps([record.step, record.elapsed_s, *record.contribution, *told]).encode()
     return _frame(mark, record.version, safe, head, record.values)
 
 
@@ -136,8 +139,10 @@ def read_record(frame: Frame) -> Record:
         ValueError: if this program cannot read it.
     """
     assert frame.body is not None
-    step, elapsed_s, *contribution = json.loads(frame.body[0])
-    return Record(frame.version, step, elapsed_s, Contribution(*contribution), (frame.body[1],))
+    step, elapsed_s, *rest = json.loads(frame.body[0])
+    names = len(Contribution._fields)
+    (answers,) = rest[names:] or [()]
+    return Record(frame.version, step, elapsed_s, Contribution(*rest[:names]), (frame.body[1],), answers)
 
 
 def _frame(mark: bytes, version: int, safe: int, head: bytes, values: Sequence[memoryview]) -> list[bytes | memoryview]:

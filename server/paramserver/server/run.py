@@ -13,6 +13,7 @@ from paramserver.server import events as ev
 from paramserver.server.elastic import Elastic
 from paramserver.server.engine import Engine
 from paramserver.server.history import History
+from paramserver.server.logformat import Record
 from paramserver.server.provenance import Provenance
 from paramserver.server.reading import Captured, Copied, in_chunks, stream
 from paramserver.server.session import Gate, Incoming, Session
@@ -54,8 +55,21 @@ _KINDS = {
 class ContributionLog(Gate, Protocol):
     """Keeps contributions on the disk; it holds back what is told of them for good until they are there."""
 
-    #: Versions of θ up to this one survive the process.
-    safe: int
+    @property
+    def safe(self) -> int:
+        """Versions of θ up to this one survive the process."""
+
+    async def caught_up(self) -> None:
+        """Wait until everything that is counted now does."""
+
+    def reported(self, partition: int, safe: int, error: str) -> None:
+        """Take note of what another partition says of its log."""
+
+    def snapshot_begun(self) -> None:
+        """Take note that a snapshot of the current version is on its way."""
+
+    def pause(self) -> None:
+        """Log nothing more until the next snapshot begins, which others take part in."""
 
     def append(self, applied: ev.Apply, elapsed_s: float, store: Store) -> None:
         """Take the contributions that `applied` names, before they are applied."""
@@ -186,18 +200,25 @@ class Run:
             for effect in self.engine.handle(ev.Broken(reason), self._clock()):
                 self._carry_out(effect)
 
-    def replay(self, contribution: ev.Contribution, values: bytes | memoryview) -> None:
-        """Count a contribution of the log once more; `values` are those of `Store.contribution`.
+    def replay(self, record: Record, train: TrainSection) -> None:
+        """Count a contribution of the log once more, under the policy of that time.
 
         Raises:
             StateError: if it is not one of this job.
         """
-        if self.store is None or not 0 <= contribution.shard < len(self.engine.shards):
-            raise StateError(f"the log holds a contribution of shard {contribution.shard}, which has no place here")
+        if train != self.job.train:
+            self.feed(ev.PolicyChanged(train))
+        self._hold_again(record)
+        self.feed(ev.Replayed(record.contribution))
+
+    def _hold_again(self, record: Record) -> None:
+        """Take in what the log has of a contribution."""
+        shard, values = record.contribution.shard, b"".join(record.values)
+        if self.store is None or not 0 <= shard < len(self.engine.shards):
+            raise StateError(f"the log holds a contribution of shard {shard}, which has no place here")
         if len(values) % self.store.layout.dtype.itemsize:
             raise StateError(f"the log holds a contribution of {len(values)} bytes, not whole values")
-        self.store.replay(contribution.shard, np.frombuffer(values, self.store.layout.dtype))
-        self.feed(ev.Replayed(contribution))
+        self.store.replay(shard, np.frombuffer(values, self.store.layout.dtype), record.answers)
 
     def set_policy(self, changes: Mapping[str, str | int]) -> None:
         """Go on under another policy; `changes` are keys of the job's train section.

@@ -90,7 +90,11 @@ class Saver:
         """End without saving what is new, once what is being written is on the disk."""
         self._timer.cancel()
         await self.settled()
+        if self._wanted is not None:
+            self._wanted.cancel()
         self._thread.shutdown()
+        if self._log is not None:
+            await self._log.close()
 
     async def close(self) -> None:
         """Save what is new and end."""

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from paramserver.server import events as ev
-from paramserver.server.log import Log, remove_segments
+from paramserver.server.log import Log
 from paramserver.server.place import ALONE, Place
 from paramserver.server.provenance import Provenance, origin_of, remove
+from paramserver.server.replay import remove_segments
 from paramserver.server.run import Run
 from paramserver.server.saver import Saver
 from paramserver.server.session import Session
@@ -202,7 +203,7 @@ class Shell:
         if durability != "none" and directory is not None:
             remove_segments(directory.path, but_of=directory.tag(run.job_id, run.submitted))
             if durability == "log":
-                run.log = self._log = Log(run, directory)
+                run.log = self._log = Log(run, directory, self.place.partitions - 1)
             # A job that takes versions back has no use for where they came from, and hashes need all of θ.
             if not run.job.wire.keeps_back and self.place.partitions == 1:
                 version = run.engine.version

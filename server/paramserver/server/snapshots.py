@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paramserver.server.events import Apply
-from paramserver.server.replay import replayed, segments
+from paramserver.server.replay import reach, remove_segments, replayed, segments
 from paramserver.server.snapshot import FORMAT, Snapshot, parse
 from paramserver.wire.errors import StateError
 from paramserver.wire.job import Job
@@ -102,8 +102,8 @@ class StateDirectory:
     def save(self, snapshot: Snapshot, common: int | None = None) -> Saved:
         """Write a snapshot; once this returns, it outlives the process and the machine's power.
 
-        Older ones of the job are removed but for the newest, or that of version `common`, to which all partitions can
-        go back; and so are all those of other jobs.
+        Older ones of the job are removed but for the newest, or the newest up to version `common`, to which all
+        partitions can go back, by their logs if need be; and so are all those of other jobs.
 
         Raises:
             StateError: if it cannot be written; those written before are still there.
@@ -124,29 +124,12 @@ class StateDirectory:
                 raise StateError(f"snapshot in {self.path}: {error.strerror}") from None
             older = [f for f in self._good if _tag_of(f) == _tag(snapshot)]
             if common is not None:
-                older = [f for f in older if self._versions.get(f) == common]
+                older = [f for f in older if self._versions.get(f, common + 1) <= common][-1:]
             self._good = [*older, file][-KEPT:]
             self._versions = {f: v for f, v in self._versions.items() if f in self._good}
             self._versions[file] = snapshot.version
             self._remove_others()
         return Saved(file, snapshot.version, theta)
-
-    def forget_after(self, version: int) -> None:
-        """Remove the snapshots of later versions, since others may have their numbers next.
-
-        Raises:
-            StateError: if one of them may come back.
-        """
-        with self._writing:
-            later = [file for file in self._good if self._versions.get(file, 0) > version]
-            self._good = [file for file in self._good if file not in later]
-            try:
-                for file in later:
-                    file.unlink()
-                if later:
-                    os.fsync(self._lock)
-            except OSError as error:
-                raise StateError(f"state directory {self.path}: {error.strerror}") from None
 
     def clear(self) -> None:
         """Remove all snapshots: what comes next is not to be kept, and must not be mistaken for what came before.
@@ -178,6 +161,50 @@ class StateDirectory:
                 elif snapshot.engine is not None:
                     self._versions[file] = snapshot.version
                     yield snapshot
+
+    def reaches(self) -> Iterator[tuple[Snapshot, int]]:
+        """Yield what `whole` does, each with the version up to which the log leads on from it.
+
+        Raises:
+            StateError: if something was acknowledged that can no longer be read.
+        """
+        for number, snapshot in enumerate(self.whole()):
+            yield snapshot, reach(snapshot.version, segments(self.path, _tag(snapshot)), is_newest=number == 0)
+
+    def at(self, snapshot: Snapshot, version: int) -> Snapshot:
+        """Return a single server's or the coordinator's snapshot with what the log adds to it up to a version.
+
+        Raises:
+            StateError: if the log does not lead there.
+        """
+        return replayed(snapshot, segments(self.path, _tag(snapshot)), version)[0]
+
+    def go_on_from(self, beginning: Snapshot, version: int | None) -> None:
+        """Forget what was kept of later versions, or of all, so that it is not mistaken for what comes now.
+
+        `beginning` is the job without parameters, which is all that is left if it begins anew. Of the log, what is
+        later is void once the next segment is there.
+
+        Raises:
+            StateError: if something of it may come back.
+        """
+        if version is not None:
+            self._forget_after(version)
+            return
+        self.save(beginning, common=-1)
+        remove_segments(self.path)
+        self.sync()
+
+    def _forget_after(self, version: int) -> None:
+        with self._writing:
+            later = [file for file in self._good if self._versions.get(file, version) > version]
+            self._good = [file for file in self._good if file not in later]
+            try:
+                for file in later:
+                    file.unlink()
+                os.fsync(self._lock)
+            except OSError as error:
+                raise StateError(f"state directory {self.path}: {error.strerror}") from None
 
     @property
     def oldest_version(self) -> int | None:
@@ -215,6 +242,10 @@ class StateDirectory:
                 self._good = files
                 self._versions[files[-1]] = snapshot.version
                 log.info("found %s of version %d", files[-1], snapshot.version)
+                if snapshot.job.server.partitions > 1:
+                    # How far to go on from it, the coordinator says; what is broken is found out now.
+                    reach(snapshot.version, segments(self.path, _tag(snapshot)))
+                    return snapshot
                 snapshot, self.replayed = replayed(snapshot, segments(self.path, _tag(snapshot)))
                 return snapshot
             broken.append(fault)

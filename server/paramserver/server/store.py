@@ -62,8 +62,13 @@ class Store:
         #: How θ travels to workers and contributions from them; None is as they are.
         self._pull_codec = pull_codec(job.wire)
         self.decoder = None if job.wire.push == "full" else Decoder(job, layout, self.chunk)
-        #: An update that waits for an answer.
+        #: An update that waits for an answer, and those that it was given.
         self._asking: Asking[float | None] | None = None
+        self._answers: list[Sequence[float]] = []
+        #: The contributions in it, by shard.
+        self._asked_of: dict[int, list[Array]] = {}
+        #: Answers that the update of a replayed contribution was given at the time.
+        self._replayed: Sequence[Sequence[float]] = ()
         #: The last chunk of θ as it travels, beside `_encoded`.
         self._last: Array = self.theta
         #: Bytes of θ on the wire.
@@ -102,7 +107,7 @@ class Store:
 
         Where delays are compensated for, the θ that it was computed at stands behind it.
         """
-        pieces = self.held(shard)
+        pieces = self._asked_of[shard] if shard in self._asked_of else self.held(shard)
         if self.decoder is not None:
             # The next contribution may be decoded to the same place.
             pieces = [piece.copy() for piece in pieces]
@@ -113,8 +118,12 @@ class Store:
         assert isinstance(self.incoming, Separate)
         return self.incoming.held(shard)
 
-    def replay(self, shard: int, contribution: Array) -> None:
-        """Take in again what `contribution` returned, as one vector.
+    def answers(self, last: Sequence[float] | None) -> list[Sequence[float]]:
+        """Return all answers that the update to be applied was given, of which the last comes with it."""
+        return [] if last is None else [*self._answers, last]
+
+    def replay(self, shard: int, contribution: Array, answers: Sequence[Sequence[float]] = ()) -> None:
+        """Take in again what `contribution` returned, as one vector, and the `answers` that its update was given.
 
         Raises:
             StateError: if it does not have the right length.
@@ -126,6 +135,7 @@ class Store:
         if self._compensation is not None:
             self._compensation.replay(shard, contribution[size:])
         self.incoming.hold(shard, self.cut(contribution[:size]))
+        self._replayed = answers
 
     def go_back(self, job: Job, version: int, theta: Array, optimizer_state: Mapping[str, Array]) -> None:
         """Make θ what it was at `version`, by copies of θ and of its optimizer state; forget what is not applied."""
@@ -175,9 +185,13 @@ class Store:
     ) -> Question:
         """Go on with an update of θ of which this is a part, given the answer to the last question, to the next one."""
         if answer is None:
+            self._answers, self._asked_of = [], {}
+            if isinstance(self.incoming, Separate):
+                self._asked_of = {c.shard: self.held(c.shard) for c in contributions}
             self._asking = self._begin(version, step, contributions)
             return next(self._asking)
         assert self._asking is not None
+        self._answers.append(answer)
         return self._asking.send(np.array(answer))
 
     def _begin(self, version: int, step: int, contributions: Sequence[Contribution]) -> Asking[float | None]:
@@ -192,7 +206,11 @@ class Store:
         self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
     ) -> float | None:
         """Update θ with the contributions, see `Update.asking`; or end what `ask` has begun, with the last answer."""
-        asking, self._asking = self._asking, None
+        replayed, self._replayed = self._replayed, ()
+        for given in replayed:
+            self.ask(version, step, contributions, answer)
+            answer = given
+        asking, self._asking, self._asked_of = self._asking, None, {}
         if asking is None or answer is None:
             asking = self._begin(version, step, contributions)
         self._take_back_lent()

@@ -773,7 +773,7 @@ class Order(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., go_back: _Optional[_Union[GoBack, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back", "moved")
+    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back", "moved", "logged")
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
@@ -786,6 +786,7 @@ class Report(_message.Message):
     BROKEN_FIELD_NUMBER: _ClassVar[int]
     GONE_BACK_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
+    LOGGED_FIELD_NUMBER: _ClassVar[int]
     following: Following
     begun: Begun
     prepared: Prepared
@@ -798,7 +799,8 @@ class Report(_message.Message):
     broken: Failure
     gone_back: GoneBack
     moved: Moved
-    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ...) -> None: ...
+    logged: Logged
+    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., logged: _Optional[_Union[Logged, _Mapping]] = ...) -> None: ...
 
 class Lead(_message.Message):
     __slots__ = ("protocol", "partition", "partitions", "cluster")
@@ -813,30 +815,34 @@ class Lead(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ..., cluster: _Optional[bytes] = ...) -> None: ...
 
 class Following(_message.Message):
-    __slots__ = ("job_id", "job_json", "versions", "port", "ticket")
+    __slots__ = ("job_id", "job_json", "versions", "port", "ticket", "reaches")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    REACHES_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     versions: _containers.RepeatedScalarFieldContainer[int]
     port: int
     ticket: bytes
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., port: _Optional[int] = ..., ticket: _Optional[bytes] = ...) -> None: ...
+    reaches: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., port: _Optional[int] = ..., ticket: _Optional[bytes] = ..., reaches: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("job_id", "job_json", "version", "epoch")
+    __slots__ = ("job_id", "job_json", "version", "epoch", "train_json")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_JSON_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     version: int
     epoch: int
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    train_json: str
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., train_json: _Optional[str] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("error",)
@@ -947,6 +953,14 @@ class Save(_message.Message):
     COMMON_FIELD_NUMBER: _ClassVar[int]
     common: int
     def __init__(self, common: _Optional[int] = ...) -> None: ...
+
+class Logged(_message.Message):
+    __slots__ = ("safe", "error")
+    SAFE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    safe: int
+    error: str
+    def __init__(self, safe: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Saved(_message.Message):
     __slots__ = ("version", "error")
