@@ -130,7 +130,8 @@ def check(run: Run, record: Record) -> None:
     Raises:
         StateError: if it has not.
     """
-    if run.engine.version != record.version or run.engine.phase == "failed":
+    made = None if run.store is None else run.store.version
+    if made != record.version or run.engine.version != record.version or run.engine.phase == "failed":
         raise StateError(
             f"the contribution that made version {record.version} of θ made version {run.engine.version} when it "
             f"was replayed: {run.engine.reason or 'it is not one that comes next'}"

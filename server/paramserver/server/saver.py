@@ -89,9 +89,11 @@ class Saver:
     async def drop(self) -> None:
         """End without saving what is new, once what is being written is on the disk."""
         self._timer.cancel()
-        await self.settled()
         if self._wanted is not None:
             self._wanted.cancel()
+        if self._log is not None:
+            self._log.snapshot_wanted = lambda: None
+        await self.settled()
         self._thread.shutdown()
         if self._log is not None:
             await self._log.close()
