@@ -117,6 +117,8 @@ def test_servers_and_workers_that_are_killed_end_with_the_same_bits(cluster: Clu
         version = number * STEPS // (len(victims) + 1)
         servers.coordinator.when(lambda s, v=version: s.version >= v)
         if isinstance(victim, int):
+            with Client(servers.coordinator.address) as client:
+                client.checkpoint()
             servers.kill(victim)
         else:
             workers[victim].kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import socket
 import time
@@ -11,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from paramserver.server.process import is_news
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.__main__ import main
 from processes.cluster import Cluster, Control
@@ -94,6 +97,20 @@ def test_a_wrong_shard_list_is_refused_with_what_is_allowed(shards: str, capsys:
         main([f"--shards={shards}"])
     assert caught.value.code == 2
     assert f"'{shards}' is not auto, a list of shards such as 0,1, or pinned:3" in capsys.readouterr().err
+
+
+def test_that_a_stream_was_cancelled_is_no_news_and_all_else_that_grpc_logs_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("grpc._cython.cygrpc.test")
+    logger.addFilter(is_news)
+    logger.error("a line")
+    for error in (asyncio.CancelledError(), ValueError("a bug")):
+        try:
+            raise error
+        except BaseException:
+            logger.exception("not handled")
+    assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [None, ValueError]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -395,9 +395,9 @@ def test_what_came_after_a_version_can_be_forgotten(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     for version in (5, 7):
         directory.save(snapshot(version), common=5)
-    directory.forget_after(7)
+    directory.go_on_from(snapshot(0), 7)
     assert [s.version for s in directory.whole()] == [7, 5]
-    directory.forget_after(5)
+    directory.go_on_from(snapshot(0), 5)
     assert [s.version for s in directory.whole()] == [5]
     directory.save(snapshot(6), common=5)
     directory.close()

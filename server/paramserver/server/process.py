@@ -47,6 +47,11 @@ OPTIONS = (
 )
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Say whether what gRPC logs is worth a line: not that a server which stops cancels a stream that just began."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+
 async def serve(
     listen: str,
     address_file: Path | None = None,
@@ -64,6 +69,7 @@ async def serve(
     Raises:
         RequestError: if the address cannot be bound, or the state directory cannot be used.
     """
+    logging.getLogger("grpc._cython.cygrpc").addFilter(is_news)
     server = grpc.aio.server(options=OPTIONS)
     # Before the state directory, which a server that cannot listen leaves as it is.
     port = _bind(server, listen)
