@@ -36,7 +36,7 @@ def test_an_update_is_timed_beside_its_floor(optimizer: dict[str, object]) -> No
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(RequestError, match="pulls is 4, allowed are 5 and more"):
         measure_pulls(SIZE, 4)
-    with pytest.raises(RequestError, match="transport is 'shn', allowed are auto, shm, stream, grpc, did you mean 'shm'"):
+    with pytest.raises(RequestError, match="'shn', allowed are auto, shm, stream, grpc, did you mean 'shm'"):
         measure_rounds(SIZE, 2, 5, "shn")
     with pytest.raises(JobError, match="momentum"):
         measure_apply(SIZE, 2, 5, "adam", momentum=0.5)

@@ -14,8 +14,8 @@ from simulation.seeds import run_all
 #: `make simulate` runs more.
 SEEDS = 500
 
-#: With several workers and crashes, with log and switches, and with a wild network.
-STORIES = (11, 14, 15)
+#: With several workers and crashes, with log and switches, with a wild network, and with several servers.
+STORIES = (6, 46, 43, 26, 70)
 
 
 @pytest.mark.timeout(600)

@@ -41,11 +41,7 @@ def test_of_several_servers_that_refuse_a_worker_the_first_in_the_list_is_heard(
 
 
 class Answering:
-<<<<<<< .merge_file_e9BLK4
-    """A stream that gives answers of a list (number, version, value), one by one; those without a value are empty."""
-=======
     """A stream that gives the answers of a list, (number, version, value); those without a value are empty."""
->>>>>>> .merge_file_WVh11Y
 
     address = "server 1"
 
