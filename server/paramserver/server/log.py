@@ -122,6 +122,7 @@ class Log:
         self._error = ""
         #: Contributions are being logged; False in sync mode, before the first θ, and after a failure.
         self._active = False
+        self._closed = False
         self._bytes = 0
         #: Work that waits, in order, until the version in front is safe, …
         self._work: deque[_Held] = deque()
@@ -242,7 +243,7 @@ class Log:
         """Write what is left, and end; whoever waits for more is told."""
         with suppress(StateError):
             await self.written()
-        self._active, self._error = False, self._error or "the log was closed"
+        self._active, self._closed, self._error = False, True, self._error or "the log was closed"
         self._wake()
         self._thread.shutdown()
         self._writer.close()
@@ -265,6 +266,9 @@ class Log:
             self._waiting -= 1
 
     def _add(self, entry: _Entry) -> None:
+        if self._closed:
+            # A snapshot that was begun before has come late.
+            return
         self._pending.append(entry)
         if isinstance(entry, Record):
             self._pending_bytes += entry.nbytes
