@@ -106,6 +106,15 @@ def undisturbed(cluster: Cluster, tables: dict[str, Any]) -> bytes:
     return bits
 
 
+def has_snapshot(coordinator: Control) -> bool:
+    """Take a snapshot on all servers, if all are there."""
+    try:
+        with Client(coordinator.address) as client:
+            return client.checkpoint().version > 0
+    except RequestError:
+        return False
+
+
 def test_servers_and_workers_that_are_killed_end_with_the_same_bits(cluster: Cluster) -> None:
     tables = slow_job(cluster)
     expected = undisturbed(cluster, tables)
@@ -117,8 +126,7 @@ def test_servers_and_workers_that_are_killed_end_with_the_same_bits(cluster: Clu
         version = number * STEPS // (len(victims) + 1)
         servers.coordinator.when(lambda s, v=version: s.version >= v)
         if isinstance(victim, int):
-            with Client(servers.coordinator.address) as client:
-                client.checkpoint()
+            until(lambda: has_snapshot(servers.coordinator), "a snapshot on all servers")
             servers.kill(victim)
         else:
             workers[victim].kill()
