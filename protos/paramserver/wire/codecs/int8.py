@@ -10,7 +10,8 @@ Source: QSGD (Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Q
 3), with buckets and the largest magnitude for the norm as in its experiments, and without its entropy code.
 
 Warning: the error of a value is up to scale / 127, so a bucket with one large value blurs its small ones. The variance
-that this adds to the gradient does not shrink as training converges on a fixed learning rate.
+that this adds to the gradient does not shrink as training converges on a fixed learning rate. Levels of a scale below
+2⁻¹¹² (2e-34) are denormal, and as coarse as those are.
 """
 
 from __future__ import annotations
