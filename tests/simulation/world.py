@@ -328,7 +328,8 @@ class World:
             raise Violation(f"engine at {engine.version}, store at {run.store.version}, θ at {part.version}")
         if isinstance(shell, Follower):
             first = self._shell
-            is_led = first is not None and first.cluster == shell.cluster != b""
+            # While it is being brought to where all can begin, the coordinator's run is still the one before.
+            is_led = isinstance(first, Coordinator) and first._is_open and first.cluster == shell.cluster != b""
             if is_led and first is not None and first.run is not None and engine.version > first.run.engine.version:
                 raise Violation(f"{host.name} is at {engine.version}, nobody ordered that")
             return
@@ -684,8 +685,9 @@ class _ObservedStore(Store):
         self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
     ) -> float | None:
         norm = super().apply(version, step, contributions, answer)
-        if self._host.shell is None:
-            # The log is being replayed.
+        shell = self._host.shell
+        if shell is None or shell.run is None or shell.run.store is not self:
+            # The log is being replayed, by a run that nobody works in yet.
             self._oracle.restored(self._host.number, version, self.theta)
             return norm
         if self.world._trace:
