@@ -81,7 +81,7 @@ class World:
         #: Workers that cannot compute; jobs in which one was sick may fail.
         self._sick: set[int] = set()
         self._sickened: set[str] = set()
-        #: Cut the power of these as soon as the client was promised something.
+        #: Cut the power of these as soon as the client, or a worker by an acknowledgement, was promised something.
         self._ambush: list[Host] = []
         #: Nothing happens for which a worker could rightly be asked to compute the same again on the same stream.
         self._is_orderly = not s.wild and not {f.kind for f in s.faults} & DISORDERLY
@@ -264,11 +264,12 @@ class World:
         def promise() -> None:
             if server.alive:
                 oracle.promise_version(version)
+                self._spring()
 
         if server.io_time <= self.clock.now:
-            promise()
-        else:
-            self.clock.at(server.io_time, None, promise)
+            oracle.promise_version(version)
+        # Nobody is killed in the middle of saying it.
+        self.clock.at(max(server.io_time, self.clock.now), None, promise)
 
     def _number_of(self, context: Context) -> int:
         worker = context.processes[0]
@@ -421,6 +422,10 @@ class World:
     def _promised(self, what: str) -> None:
         """The client was told something that it may rely on."""
         self.tell(f"client: {what}")
+        self._spring()
+
+    def _spring(self) -> None:
+        """Have the ambush, if there is one, fall on those that it waits for."""
         hosts, self._ambush = self._ambush, []
         for host in hosts:
             host.kill(power=True)
