@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from paramserver.server import events as ev
 from paramserver.server.leading import LeadingRun
+from paramserver.wire.errors import NotReady
 from paramserver.wire.job import Job
 
 JOB = Job.from_dict({"task": {"use": "t"}, "data": {"source": "d"}, "server": {"partitions": 2}})
@@ -35,3 +38,29 @@ def test_the_first_theta_of_a_worker_that_died_does_not_hold_up_the_next_one_of_
         return handled
 
     assert asyncio.run(run()) == ["Left", "Joined", "Pulled"]
+
+
+def test_a_job_that_makes_room_for_the_next_orders_nothing_more() -> None:
+    async def run() -> None:
+        links: list[Any] = [object()]
+        job = LeadingRun("j", JOB, {}, lambda: 0.0, 0, links, lambda: None)
+        order = asyncio.Event()
+
+        async def ordered() -> None:
+            order.set()
+
+        room = asyncio.create_task(job.make_room())
+        await asyncio.sleep(0)
+        # It comes before the room is made, and would be ordered after it.
+        asked = asyncio.create_task(job.between(ordered))
+        await asyncio.sleep(0)
+        working = asyncio.create_task(job.work())
+        await room
+        with pytest.raises(NotReady, match="job j has made room"):
+            await asked
+        with pytest.raises(NotReady, match="job j has made room"):
+            await job.quiet()
+        working.cancel()
+        assert not order.is_set()
+
+    asyncio.run(run())

@@ -121,6 +121,17 @@ LOGGED = Focus(
     snapshot_every_s=(4.0,),
     wild=0.0,
 )
+#: So do the machines of several servers, one of them or all.
+LOGGED_SERVERS = replace(
+    LOGGED,
+    faults=(*("cut power while it writes",) * 2, *("cut power after a promise",) * 3, "kill server while it writes"),
+    lasting=0.02,
+    spread=(8.0,),
+    workers=(2, 3),
+    compute_s=(0.05,),
+    disk_s=(0.05,),
+    partitions=(2, 3),
+)
 #: Several servers share θ, and one of them dies, mostly at its disk.
 SERVERS = Focus(
     durabilities=("snapshot",),
@@ -324,6 +335,41 @@ MUTATIONS = (
         LOGGED,
     ),
     Mutation("no sync of the log", "server.log:_Writer._sync", "os.fdatasync(self._file)", "pass", LOGGED),
+    Mutation(
+        "call safe what the coordinator alone has logged",
+        "server.log:Log.safe",
+        "min(self._safe_here, min((safe for safe, _ in self._elsewhere.values()), default=self._safe_here))",
+        "self._safe_here",
+        LOGGED_SERVERS,
+    ),
+    Mutation(
+        "keep the log of versions that all went back behind",
+        "server.replay:records",
+        "frame.version == version + 1 and (limit is None or frame.version <= limit)",
+        "frame.version == version + 1",
+        LOGGED_SERVERS,
+    ),
+    Mutation(
+        "go back to what one server's log leads to",
+        "server.coordinator:newest_common",
+        "if all(any(",
+        "if any(any(",
+        LOGGED_SERVERS,
+    ),
+    Mutation(
+        "go back by snapshots alone",
+        "server.snapshots:StateDirectory.reaches",
+        "reach(snapshot.version, segments(self.path, _tag(snapshot)), is_newest=number == 0)",
+        "snapshot.version",
+        LOGGED_SERVERS,
+    ),
+    Mutation(
+        "remove the log that leads on from the version that all have",
+        "server.log:_Writer._remove_obsolete",
+        "oldest is not None and following.base <= oldest",
+        "True",
+        LOGGED_SERVERS,
+    ),
     Mutation(
         "never end a lease",
         "server.engine:Engine._tick",

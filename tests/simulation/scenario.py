@@ -16,7 +16,7 @@ DURABILITIES = ("snapshot",) * 5 + ("log",) * 3 + ("none",)
 #: The numbers of servers over which θ is cut, …
 PARTITIONS = (1, 1, 1, 1, 2, 3)
 #: … and where contributions are logged.
-LOGGED_PARTITIONS = (1,)
+LOGGED_PARTITIONS = PARTITIONS
 
 FAULTS = (
     *("kill server",) * 4,

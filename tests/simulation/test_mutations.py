@@ -7,7 +7,7 @@ import pytest
 from simulation.mutations import MUTATIONS, Mutation, mutated
 from simulation.world import World
 
-#: Seeds within which a fault must be found; each shows in more than a tenth of the worlds of its focus.
+#: Seeds within which a fault must be found; most show in more than a tenth of the worlds of their focus.
 SEEDS = 100
 
 

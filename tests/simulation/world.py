@@ -81,7 +81,7 @@ class World:
         #: Workers that cannot compute; jobs in which one was sick may fail.
         self._sick: set[int] = set()
         self._sickened: set[str] = set()
-        #: Cut the power of these as soon as the client was promised something.
+        #: Cut the power of these as soon as the client, or a worker by an acknowledgement, was promised something.
         self._ambush: list[Host] = []
         #: Nothing happens for which a worker could rightly be asked to compute the same again on the same stream.
         self._is_orderly = not s.wild and not {f.kind for f in s.faults} & DISORDERLY
@@ -264,11 +264,12 @@ class World:
         def promise() -> None:
             if server.alive:
                 oracle.promise_version(version)
+                self._spring()
 
         if server.io_time <= self.clock.now:
-            promise()
-        else:
-            self.clock.at(server.io_time, None, promise)
+            oracle.promise_version(version)
+        # Nobody is killed in the middle of saying it.
+        self.clock.at(max(server.io_time, self.clock.now), None, promise)
 
     def _number_of(self, context: Context) -> int:
         worker = context.processes[0]
@@ -328,7 +329,8 @@ class World:
             raise Violation(f"engine at {engine.version}, store at {run.store.version}, θ at {part.version}")
         if isinstance(shell, Follower):
             first = self._shell
-            is_led = first is not None and first.cluster == shell.cluster != b""
+            # While it is being brought to where all can begin, the coordinator's run is still the one before.
+            is_led = isinstance(first, Coordinator) and first._is_open and first.cluster == shell.cluster != b""
             if is_led and first is not None and first.run is not None and engine.version > first.run.engine.version:
                 raise Violation(f"{host.name} is at {engine.version}, nobody ordered that")
             return
@@ -420,6 +422,10 @@ class World:
     def _promised(self, what: str) -> None:
         """The client was told something that it may rely on."""
         self.tell(f"client: {what}")
+        self._spring()
+
+    def _spring(self) -> None:
+        """Have the ambush, if there is one, fall on those that it waits for."""
         hosts, self._ambush = self._ambush, []
         for host in hosts:
             host.kill(power=True)
@@ -684,8 +690,9 @@ class _ObservedStore(Store):
         self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
     ) -> float | None:
         norm = super().apply(version, step, contributions, answer)
-        if self._host.shell is None:
-            # The log is being replayed.
+        shell = self._host.shell
+        if shell is None or shell.run is None or shell.run.store is not self:
+            # The log is being replayed, by a run that nobody works in yet.
             self._oracle.restored(self._host.number, version, self.theta)
             return norm
         if self.world._trace:

@@ -257,6 +257,9 @@ class Coordinator(Shell):
         await super().submit(job_id, job)
 
     async def _prepare(self, job_id: str, job: Job) -> None:
+        if self.run is not None and not self.run.is_given_up:
+            # Whoever asks for θ of the job before would have the others look for it in this one.
+            await self.run.make_room()
         await self._new_run(job_id, job).begin_there()
         self._check_open()
 

@@ -11,6 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -106,6 +107,9 @@ class LeadingRun(Run):
         found: list[T] = []
 
         async def do() -> None:
+            if done.done():
+                # Whoever asked was told that nothing comes of it, or has gone.
+                return
             found.append(await act())
             if not done.done():
                 done.set_result(None)
@@ -125,6 +129,19 @@ class LeadingRun(Run):
             pass
 
         await self.between(nothing)
+
+    async def make_room(self) -> None:
+        """Give no more orders, since those for the next job come now, and let go of everybody who waits.
+
+        Raises:
+            ParamserverError: if the connection to the other partitions is lost.
+        """
+
+        async def give_up() -> None:
+            self.abandon(NotReady(f"job {self.job_id} has made room for the next one"))
+
+        with suppress(NotReady):
+            await self.between(give_up)
 
     def check(self) -> None:
         """Look whether it is still connected to the other partitions.
