@@ -7,6 +7,7 @@ events wait in a queue, and one is handled when all effects of the one before it
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 from collections import Counter
@@ -32,6 +33,9 @@ from paramserver.wire.layout import Array, Layout
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 T = TypeVar("T")
+
+#: Numbers of captures, which no two jobs share: who reads one late must not be given another's.
+_captures = itertools.count(1)
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +70,6 @@ class LeadingRun(Run):
         #: The initial parameters are in: here, and on these partitions.
         self._initial: ev.Initialised | None = None
         self._initialised: set[int] = set()
-        self._captures = 0
         #: A tick is in the queue.
         self.is_to_tick = False
         #: The newest version of θ that every partition can go back to by a snapshot, or by one and the log.
@@ -165,9 +168,9 @@ class LeadingRun(Run):
 
         async def copy() -> tuple[int, int, Copied]:
             assert self.store is not None
-            self._captures += 1
-            await self._order(pb.Order(capture=pb.Capture(number=self._captures)))
-            return self._captures, self.store.version, Copied.of(self.store, self.tables)
+            number = next(_captures)
+            await self._order(pb.Order(capture=pb.Capture(number=number)))
+            return number, self.store.version, Copied.of(self.store, self.tables)
 
         number, version, own = await self.between(copy)
         # All is asked for at once, since copies are kept only for a while.
