@@ -364,13 +364,6 @@ MUTATIONS = (
         LOGGED_SERVERS,
     ),
     Mutation(
-        "remove the log that leads on from the version that all have",
-        "server.log:_Writer._remove_obsolete",
-        "oldest is not None and following.base <= oldest",
-        "True",
-        LOGGED_SERVERS,
-    ),
-    Mutation(
         "never end a lease",
         "server.engine:Engine._tick",
         "if worker.alive and now >= worker.last_seen + limit_s:",
