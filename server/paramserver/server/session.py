@@ -96,8 +96,6 @@ class Session:
     #: What the writer waits for while there is nothing to send.
     _waiting: asyncio.Future[None] | None = None
     closed: bool = False
-    #: Nothing more is said, not even what is queued.
-    is_silent: bool = False
     #: Takes what may not be said yet and delivers it later; None if everything may be said at once.
     gate: Gate | None = None
     #: Ends the stream whether or not its worker reads.
@@ -157,11 +155,6 @@ class Session:
         self.closed = True
         self._wake_writer()
 
-    def fall_silent(self) -> None:
-        """Say nothing more on the stream."""
-        self.is_silent = self.closed = True
-        self._wake_writer()
-
     def _wake_writer(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
@@ -182,7 +175,7 @@ class Session:
     async def next_answer(self) -> Sequence[Message] | None:
         """Wait for the next messages to send on the stream; None when it is to end."""
         while not (queue := self._outbox if self._line is None else self._last):
-            if self.is_silent or (self.closed and (self._line is None or self._line.is_drained)):
+            if self.closed and (self._line is None or self._line.is_drained):
                 return None
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting

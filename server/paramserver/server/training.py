@@ -21,9 +21,6 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 
 PROTOCOL = 1
 
-#: How long a worker that has left, or is sent away, has to read what is being written to it.
-SILENT_S = 1.0
-
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Training"].full_name
@@ -88,33 +85,23 @@ class TrainingService:
         session.cut = serving.cancel
         try:
             self._shell.join(session)
-            reason = await self._listen(session, context, ticket) or reason
-        except ParamserverError:
-            self._shell.leave(session, reason)
-            await _fall_silent(session, writer)
-            raise
-        else:
-            self._shell.leave(session, reason)
-            await _fall_silent(session, writer)
+            while (data := await context.read()) is not grpc.aio.EOF:
+                message, payload = decode_worker_message(data)
+                kind = message.WhichOneof("kind")
+                if kind == "leave":
+                    reason = _why(message.leave)
+                    break
+                if kind == "move":
+                    left = await self._move(session, message.move, ticket)
+                    if left is not None:
+                        reason = await _first(left, context) or reason
+                        break
+                    continue
+                self._shell.take(session, message, payload)
         finally:
             self._shell.leave(session, reason)
             writer.cancel()
             session.end()
-
-    async def _listen(self, session: Session, context: Context, ticket: bytes) -> str | None:
-        """Read until the worker leaves, and return why; None if its stream ends first."""
-        while (data := await context.read()) is not grpc.aio.EOF:
-            message, payload = decode_worker_message(data)
-            kind = message.WhichOneof("kind")
-            if kind == "leave":
-                return _why(message.leave)
-            if kind == "move":
-                left = await self._move(session, message.move, ticket)
-                if left is not None:
-                    return await _first(left, context)
-                continue
-            self._shell.take(session, message, payload)
-        return None
 
     async def _move(self, session: Session, move: pb.Move, ticket: bytes) -> asyncio.Future[str] | None:
         """Go on where the worker would, if that can be opened; the future is why it left, or what went wrong."""
@@ -177,8 +164,7 @@ async def _write(session: Session, context: Context) -> None:
     while await _write_answer(session, context):
         # Nothing is held on to here: an answer can be as large as θ, and the next one may be long in coming.
         pass
-    if not session.is_silent:
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the server has ended the stream")
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server has ended the stream")
 
 
 async def _write_answer(session: Session, context: Context) -> bool:
@@ -186,15 +172,8 @@ async def _write_answer(session: Session, context: Context) -> bool:
     if answer is None:
         return False
     for message in answer:
-        if not session.is_silent:
-            await context.write(whole(message))
+        await context.write(whole(message))
     return True
-
-
-async def _fall_silent(session: Session, writer: asyncio.Task[None]) -> None:
-    """Say nothing more: gRPC cannot end a stream in the middle of a write."""
-    session.fall_silent()
-    await asyncio.wait([writer], timeout=SILENT_S)
 
 
 def _retrieve(writer: asyncio.Task[None]) -> None:
