@@ -96,6 +96,8 @@ class Session:
     #: What the writer waits for while there is nothing to send.
     _waiting: asyncio.Future[None] | None = None
     closed: bool = False
+    #: Held while gRPC writes a message, in the middle of which it cannot end a stream.
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: Takes what may not be said yet and delivers it later; None if everything may be said at once.
     gate: Gate | None = None
     #: Ends the stream whether or not its worker reads.

@@ -21,6 +21,9 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 
 PROTOCOL = 1
 
+#: How long a worker that has left has to read what is being written to it.
+WRITE_S = 1.0
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Training"].full_name
@@ -98,6 +101,10 @@ class TrainingService:
                         break
                     continue
                 self._shell.take(session, message, payload)
+            self._shell.leave(session, reason)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WRITE_S), session.writing:
+                    writer.cancel()
         finally:
             self._shell.leave(session, reason)
             writer.cancel()
@@ -172,7 +179,8 @@ async def _write_answer(session: Session, context: Context) -> bool:
     if answer is None:
         return False
     for message in answer:
-        await context.write(whole(message))
+        async with session.writing:
+            await context.write(whole(message))
     return True
 
 
