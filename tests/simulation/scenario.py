@@ -14,7 +14,7 @@ MODES = ("sync", "sync", "sync", "quorum", "ssp", "async", "async")
 DURABILITIES = ("snapshot",) * 5 + ("log",) * 3 + ("none",)
 
 #: The numbers of servers over which θ is cut, …
-PARTITIONS = (1, 1, 1, 1, 2, 3)
+PARTITIONS = (1, 1, 1, 1, 1, 1, 2, 3)
 #: … and where contributions are logged.
 LOGGED_PARTITIONS = PARTITIONS
 

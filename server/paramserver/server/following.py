@@ -247,6 +247,7 @@ class Follower:
         #: Empty while no coordinator leads this partition.
         self.cluster = b""
         self._tell: Tell = lambda _: None
+        self._end_lead: Callable[[], None] = lambda: None
         self._directory = directory
         #: None if contributions are not logged.
         self._log: Log | None = None
@@ -260,8 +261,10 @@ class Follower:
             self.probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
             self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
 
-    async def follow(self, lead: pb.Lead, tell: Tell) -> pb.Following:
+    async def follow(self, lead: pb.Lead, tell: Tell, end: Callable[[], None]) -> pb.Following:
         """Begin to follow a coordinator, which is told of everything by `tell`; it takes the place of one before.
+
+        Once it leads no more, `end` is called: whoever still thinks that it does has to hear of it.
 
         Raises:
             ProtocolError: if this is not the partition that it looks for.
@@ -273,7 +276,7 @@ class Follower:
                 "check the order and number of its --peers"
             )
         self.leave_lead(self.cluster)
-        self.cluster, self._tell = lead.cluster, tell
+        self.cluster, self._tell, self._end_lead = lead.cluster, tell, end
         self.run = None
         await self._end_log()
         following = pb.Following()
@@ -294,7 +297,8 @@ class Follower:
         """The coordinator of this name is gone, if it is the present one: its workers begin anew."""
         if self.cluster != cluster:
             return
-        self.cluster, self._tell = b"", lambda _: None
+        self._end_lead()
+        self.cluster, self._tell, self._end_lead = b"", lambda _: None, lambda: None
         self.end_streams()
 
     async def obey(self, order: pb.Order) -> None:

@@ -52,7 +52,7 @@ class PartitionService(rpc.PartitionServicer):
         orders: asyncio.Queue[pb.Order | None] = asyncio.Queue()
         # Whoever leads at the same time is told apart by this, even if it gave itself no name.
         lead.cluster = cluster = lead.cluster or os.urandom(8)
-        following = await self._follower.follow(lead, reports.put_nowait)
+        following = await self._follower.follow(lead, reports.put_nowait, lambda: orders.put_nowait(None))
         line: Line | None = None
         if self._doorway is not None:
             following.port, following.ticket = self._doorway.port, self._doorway.issue()
