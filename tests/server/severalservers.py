@@ -44,6 +44,16 @@ def gone() -> grpc.aio.AioRpcError:
     )
 
 
+class WatchedSession(Session):
+    """A session that tells of its end."""
+
+    on_close: Callable[[], None]
+
+    def close(self) -> None:
+        super().close()
+        self.on_close()
+
+
 class Pipe:
     """A worker's stream to one server; when that is killed, it breaks."""
 
@@ -51,8 +61,10 @@ class Pipe:
         self._shell = shell
         self._shares = shares
         self._ready: list[tuple[pb.ServerMessage, memoryview]] = []
+        self._reading: asyncio.Future[None] | None = None
         self.address = address
-        self.session: Session | None = None
+        self.session: WatchedSession | None = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_sent = 0.0
 
     async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
@@ -65,7 +77,8 @@ class Pipe:
     async def _send(self, message: pb.WorkerMessage, view: memoryview) -> None:
         if message.WhichOneof("kind") == "join":
             self._shell.check(message.join)
-            self.session = Session(message.join)
+            self.session = WatchedSession(message.join)
+            self.session.on_close = self.note_end
             welcome = pb.Welcome(protocol=1, chunk_bytes=CHUNK_BYTES, cluster=self._shell.cluster)
             if self._shares and self._shell.probe is not None:
                 welcome.probe.pid, welcome.probe.descriptor = os.getpid(), self._shell.probe.descriptor
@@ -82,15 +95,33 @@ class Pipe:
         await self.send(pb.WorkerMessage(share=pb.Share(proof=proof)))
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
+        if self._reading is not None:
+            await self._reading
+            self._reading = None
+        else:
+            await self._read()
+        return self._ready.pop(0) if self._ready else None
+
+    async def _read(self) -> None:
         assert self.session is not None
         while not self._ready:
             messages = await self.session.next_answer()
             if messages is None:
-                return None
+                return
             self._ready = [decode_server_message(whole(data)) for data in messages]
-        return self._ready.pop(0)
+
+    def note_end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def arrives(self, done: asyncio.Future[Any]) -> bool:
+        self._reading = self._reading or asyncio.ensure_future(self._read())
+        await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
+        return self._reading.done()
 
     def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
         if self.session is not None:
             self.session.close()
             self._shell.leave(self.session, "its connection broke")

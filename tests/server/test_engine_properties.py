@@ -572,7 +572,8 @@ class EngineMachine(RuleBasedStateMachine):
         for worker, heard in self.model.last_heard.items():
             # Three heartbeats as it was told, and never longer than a lease.
             limit_s = min(LEASE_S, 3 * self.model.heartbeat_s.get(worker, math.inf))
-            if worker in self.model.connected and not self.model.over and self.now - heard >= limit_s:
+            # The sum, as the engine has it: a difference could round to less.
+            if worker in self.model.connected and not self.model.over and self.now >= heard + limit_s:
                 self.model.silent.add(worker)
         self.feed(ev.Tick())
 

@@ -28,7 +28,7 @@ from paramserver.server.store import Store
 from paramserver.wire.errors import StateError
 from paramserver.wire.framing import decode_server_message
 from paramserver.wire.job import Job
-from paramserver.worker.trainer import Identity
+from paramserver.worker.trainer import Gradient, Identity
 from server.inprocess import DEADLINE_S, Training, at_once, slower
 
 SHARDS, STEPS = 3, 8
@@ -329,10 +329,44 @@ def test_segments_behind_the_oldest_snapshot_are_removed(tmp_path: Path) -> None
 
 def test_a_long_log_calls_for_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 100)
-    training = Logged(tmp_path / "state", job()).finish(at_once)
-    assert len(list(training.folder.glob("*.safetensors"))) == 2
-    # The first θ, several on the way because the log was long, and the end.
-    assert max(int(file.name[:10]) for file in training.folder.glob("*.safetensors")) > 4
+    training = Logged(tmp_path / "state", job())
+
+    async def after_the_disk(*arguments: Any) -> Gradient:
+        await training.saver.settled()
+        return await at_once(*arguments)
+
+    training.finish(after_the_disk)
+    # Nine contributions of 12 bytes are too long: the job, the first θ, two on the way, and the end.
+    assert [int(file.name[:10]) for file in sorted(training.folder.glob("*.safetensors"))] == [4, 5]
+
+
+def test_a_log_that_grows_too_long_during_a_snapshot_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 100)
+    monkeypatch.setattr(log_module, "AHEAD_VERSIONS", 1024)
+    training = Logged(tmp_path / "state", job())
+    is_long = threading.Event()
+
+    def save(directory: StateDirectory, snapshot: Snapshot, *common: Any) -> Any:
+        if snapshot.engine is not None:
+            assert is_long.wait(DEADLINE_S)
+        return write(directory, snapshot, *common)
+
+    async def compute(*arguments: Any) -> Gradient:
+        if training.run.engine.version == 12:
+            is_long.set()
+            await training.saver.settled()
+            # What was asked for meanwhile is begun.
+            await asyncio.sleep(0)
+            await training.saver.settled()
+        return await at_once(*arguments)
+
+    write = StateDirectory.save
+    monkeypatch.setattr(StateDirectory, "save", save)
+    training.finish(compute)
+    # The job, the first θ, one as soon as that was written, one nine contributions later, and the end.
+    assert [int(file.name[:10]) for file in sorted(training.folder.glob("*.safetensors"))] == [4, 5]
 
 
 def test_sync_is_not_logged_since_it_is_computed_again(tmp_path: Path) -> None:

@@ -204,6 +204,8 @@ class End:
         """Take in a message; runs in the process."""
         if not self.broken:
             self._inbox.append(item)
+            if isinstance(item, Status):
+                self.on_break()
             self._wake()
 
     def snap(self, error: grpc.aio.AioRpcError | None) -> None:
@@ -427,6 +429,8 @@ class Stream:
     def __init__(self, address: str) -> None:
         self.address = address
         self._connection: Connection | None = None
+        self._reading: asyncio.Future[Any] | None = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_sent = 0.0
 
     async def __aenter__(self) -> Self:
@@ -450,6 +454,7 @@ class Stream:
         assert process is not None
         if self._connection is None:
             self._connection = await network.connect(process, self.address, _train, is_wild=True)
+            self._connection.client.on_break = self._note_end
         await asyncio.sleep(0)
         if self._connection.client.broken:
             raise self._connection.client.error or failure("the server ended the stream")
@@ -459,5 +464,17 @@ class Stream:
     async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
         if self._connection is None:
             raise failure("no connection")
-        data = await self._connection.client.take()
+        reading, self._reading = self._reading or asyncio.ensure_future(self._connection.client.take()), None
+        data = await reading
         return None if data is None else decode_server_message(data)
+
+    async def arrives(self, done: asyncio.Future[Any]) -> bool:
+        if self._connection is None:
+            raise failure("no connection")
+        self._reading = self._reading or asyncio.ensure_future(self._connection.client.take())
+        await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
+        return self._reading.done()
+
+    def _note_end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)

@@ -37,6 +37,8 @@ class Saver:
         if log is not None:
             log.snapshot_wanted = self._want
         self._wanted: asyncio.TimerHandle | None = None
+        #: It has asked while one was being written, which perhaps began before there was reason to.
+        self._wants_another = False
         self._directory = directory
         # One thread: snapshots reach the disk in the order in which they were taken.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
@@ -89,11 +91,11 @@ class Saver:
     async def drop(self) -> None:
         """End without saving what is new, once what is being written is on the disk."""
         self._timer.cancel()
-        if self._wanted is not None:
-            self._wanted.cancel()
         if self._log is not None:
             self._log.snapshot_wanted = lambda: None
         await self.settled()
+        if self._wanted is not None:
+            self._wanted.cancel()
         self._thread.shutdown()
         if self._log is not None:
             await self._log.close()
@@ -144,8 +146,8 @@ class Saver:
         self._wanted = None
         if self._pending is None or self._pending.done():
             self._take()
-        elif self._log is not None and self._log.error:
-            self._want()
+        else:
+            self._wants_another = True
 
     def _due(self) -> bool:
         engine = self._run.engine
@@ -189,3 +191,6 @@ class Saver:
             if self._log is not None:
                 self._log.snapshot_saved(done.result().version)
             log.info("saved version %d in %.3f s", done.result().version, time.monotonic() - taken_at)
+        if self._wants_another:
+            self._wants_another = False
+            self._want()

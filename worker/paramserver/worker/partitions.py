@@ -176,6 +176,8 @@ class Partitions:
     def __init__(self, streams: Sequence[Stream] = ()) -> None:
         self._others = [Partition(stream) for stream in streams]
         self._parts: list[Layout] = []
+        #: Done once one of them is gone.
+        self._lost: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         return len(self._others)
@@ -199,6 +201,28 @@ class Partitions:
         for outcome in await asyncio.gather(*joins, return_exceptions=True):
             if outcome is not None:
                 raise outcome
+        if self._others:
+            self._lost = asyncio.get_running_loop().create_future()
+            for other in self._others:
+                other.stream.ended.add_done_callback(self._lose)
+
+    def _lose(self, _ended: asyncio.Future[None]) -> None:
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    async def receive(self, coordinator: Stream) -> tuple[pb.ServerMessage, memoryview] | None:
+        """Wait for the coordinator's next message, as long as all of them are there.
+
+        What one of them has lost with its stream the coordinator may be waiting for, and it cannot know that.
+
+        Raises:
+            grpc.RpcError: if the coordinator's stream breaks.
+            PeerGone: if one of the others has ended its stream.
+        """
+        if self._lost is not None and not await coordinator.arrives(self._lost):
+            gone = next(other for other in self._others if other.stream.ended.done())
+            raise PeerGone(f"the stream to {gone.stream.address} has ended")
+        return await coordinator.receive()
 
     def check(self, welcome: pb.Welcome, address: str) -> None:
         """Check that all belong to the coordinator at `address`, which has sent this welcome.

@@ -44,6 +44,9 @@ class Stream:
         self.address = address
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._call: Any = self._channel.stream_stream(METHOD)()
+        #: Done once the stream is at its end or broken, whether anybody waits for a message or not.
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._call.add_done_callback(self._note_end)
         #: One write at a time: the heartbeat and the trainer share the stream.
         self._writing = asyncio.Lock()
         #: Loop time of the last message sent.
@@ -211,8 +214,13 @@ class Stream:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
+    def _note_end(self, _call: Any = None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
     def _fail(self, error: ParamserverError) -> None:
         self._fault = error
+        self._note_end()
         self._wake()
         self._drained.set()
 

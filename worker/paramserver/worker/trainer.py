@@ -161,6 +161,7 @@ class Trainer:
 
         Raises:
             grpc.RpcError: if it breaks.
+            PeerGone: if one of the others has ended while nothing came from the coordinator.
             ProtocolError: if the server breaks the contract.
         """
         self.joined = False
@@ -174,7 +175,7 @@ class Trainer:
         await stream.send(pb.WorkerMessage(join=self._partitions.place(join)))
         heartbeat = asyncio.create_task(self._keep_alive(stream))
         try:
-            while (received := await stream.receive()) is not None:
+            while (received := await self._partitions.receive(stream)) is not None:
                 await self._take(stream, *received)
         finally:
             heartbeat.cancel()
