@@ -58,7 +58,18 @@ def by_socket() -> tuple[End, End]:
     return End(worker, worker), End(server, server)
 
 
-ways = pytest.mark.parametrize("ends", [by_pipes, by_socket])
+def by_tcp() -> tuple[End, End]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    for each in (worker, server):
+        each.setblocking(False)
+        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    ends = [each.detach() for each in (worker, server)]
+    return End(ends[0], ends[0]), End(ends[1], ends[1])
+
+
+ways = pytest.mark.parametrize("ends", [by_pipes, by_socket, by_tcp])
 Ends = Callable[[], tuple[End, End]]
 
 
@@ -175,5 +186,36 @@ def test_a_line_that_is_closed_while_it_sends_much_lets_its_descriptors_go() -> 
                 await asyncio.sleep(0)
         server.line.close()
         assert descriptors() == before
+
+    asyncio.run(talk())
+
+
+def test_who_awaits_a_large_message_is_not_woken_for_every_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk() -> None:
+        reads = 0
+
+        def count(line: Line) -> None:
+            nonlocal reads
+            reads += 1
+            read(line)
+
+        read = Line.read
+        monkeypatch.setattr(Line, "read", count)
+        worker, server = by_tcp()
+        packets, size = 96, 1 << 15
+        os.write(worker.line._writing, (packets * size).to_bytes(4, "little"))
+        for _ in range(packets):
+            os.write(worker.line._writing, b"p" * size)
+            # The server would have its turn after every one of them.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await server.until(1)
+        assert len(server.came[0]) == packets * size
+        assert reads < packets / 4
+        # What comes next is news at once, however short.
+        worker.send(b"!")
+        await server.until(2)
+        for end in (worker, server):
+            end.line.close()
 
     asyncio.run(talk())

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import socket
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,10 @@ _LENGTH_BYTES = 4
 _LARGE = 1 << 15
 
 #: Bytes that are read and written before others have their turn.
-_TURN = 1 << 20
+_TURN = 1 << 22
+
+#: Of a large message so much is waited for before more of it is read: who is woken for every packet does little else.
+_WORTH_READING = 1 << 20
 
 #: Messages that are written at once; a system call takes up to 1024 buffers.
 _BATCH = 64
@@ -79,6 +84,10 @@ class Line:
         self._large: tuple[Data, memoryview] | None = None
         #: Says where a large message goes, given its beginning and its size; None: wherever there is room.
         self.place: Callable[[memoryview, int], Placed | None] = lambda _begun, _size: None
+        #: Unless it is a pipe, tells the kernel from how many bytes on to wake this process; and how many those are.
+        is_socket = stat.S_ISSOCK(os.fstat(reading).st_mode)
+        self._socket = socket.socket(fileno=reading) if is_socket else None
+        self._awaited = 1
         #: Nothing is read any more.
         self._is_over = False
         self._breaking: asyncio.TimerHandle | None = None
@@ -173,6 +182,14 @@ class Line:
 
     def read(self) -> None:
         """Take what has come, which happens by itself too."""
+        self._read()
+        if self._socket is not None and not self._is_over:
+            awaited = 1 if self._large is None else min(_WORTH_READING, len(self._large[1]) - self._count)
+            if awaited != self._awaited:
+                self._awaited = awaited
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, awaited)
+
+    def _read(self) -> None:
         taken = 0
         while taken < _TURN and not self._is_over:
             room = self._arrived if self._large is None else self._large[1]
@@ -257,6 +274,8 @@ class Line:
             self._close_descriptors()
 
     def _close_descriptors(self) -> None:
+        if self._socket is not None:
+            self._socket.detach()
         for descriptor in {self._reading, self._writing}:
             os.close(descriptor)
 

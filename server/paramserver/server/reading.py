@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from paramserver.server.store import CHUNK_BYTES, Store
+from paramserver.server.store import BLOCK_BYTES, Store
 from paramserver.server.tables.rows import Contents
 from paramserver.server.tables.tablestore import TableStore
 from paramserver.wire.errors import ProtocolError
@@ -56,8 +56,8 @@ class Captured(NamedTuple):
 
 async def in_chunks(data: memoryview) -> AsyncIterator[memoryview]:
     """Yield the bytes in pieces that fit a message."""
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
+    for start in range(0, len(data), BLOCK_BYTES):
+        yield data[start : start + BLOCK_BYTES]
 
 
 async def stream(contents: Contents) -> AsyncIterator[Piece]:
@@ -114,6 +114,6 @@ async def _next(part: AsyncIterator[Piece]) -> Piece:
 
 
 def _cut(total: int, keys: Keys, rows: Array) -> Iterator[Piece]:
-    step = max(1, CHUNK_BYTES // (8 + rows.itemsize * rows.shape[1]))
+    step = max(1, BLOCK_BYTES // (8 + rows.itemsize * rows.shape[1]))
     for start in range(0, max(1, keys.size), step):
         yield Piece(total, keys[start : start + step], rows[start : start + step])

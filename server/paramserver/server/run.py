@@ -392,6 +392,7 @@ class Run:
             return False
         if decoder is not None:
             incoming.chunks = decoder.whole(incoming.chunks, step)
+        incoming.chunks = [block for values in incoming.chunks for block in store.cut(values)]
         return True
 
     def _give_rows(self, session: Session, asked: pb.PullRows, payload: memoryview) -> None:

@@ -25,8 +25,12 @@ from paramserver.wire.layout import Array, Layout
 from paramserver.wire.sharing import Draft
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
-#: Tensor bytes of a chunk: a power of two, so that a chunk is a whole number of blocks of the norms.
-CHUNK_BYTES = 1 << 20
+#: Tensor bytes of a message: what it costs besides them is spread over many, and no peer's usual limit (4 MiB) is met.
+CHUNK_BYTES = 1 << 21
+
+#: Bytes that are added up and applied while they are in cache; a power of two, so that it is a whole number of blocks
+#: of the norms, and a chunk a whole number of it.
+BLOCK_BYTES = 1 << 20
 
 #: The name of delay compensation's memory among the optimizer's.
 _MEAN_SQUARE = "delay_mean_square"
@@ -54,7 +58,8 @@ class Store:
         #: False once an update has failed in the middle: θ is then neither the old nor the new one.
         self.is_whole = True
         self.chunk = chunk_elements(job, CHUNK_BYTES)
-        self.update = Update(job, layout, self.chunk, total_steps)
+        self.block = min(self.chunk, BLOCK_BYTES // layout.dtype.itemsize)
+        self.update = Update(job, layout, self.block, total_steps)
         self.restage(job)
         self._encoded: list[Message] | None = None
         #: Messages on their way to workers that hold θ itself, to be copied should it change before they are sent.
@@ -74,7 +79,7 @@ class Store:
         #: Bytes of θ on the wire.
         self.theta_nbytes = self.theta.nbytes
         if self._pull_codec is not None:
-            self.theta_nbytes = sum(self._pull_codec.nbytes(chunk.size) for chunk in self.cut(self.theta))
+            self.theta_nbytes = self._pull_codec.nbytes(self.theta.size)
 
     @property
     def optimizer_state(self) -> dict[str, Array]:
@@ -149,8 +154,8 @@ class Store:
         self.restage(job)
 
     def cut(self, vector: Array) -> list[Array]:
-        """Return a whole vector as its chunks."""
-        return [vector[start : start + self.chunk] for start in range(0, vector.size, self.chunk)]
+        """Return a whole vector, or a chunk of one, in blocks."""
+        return [vector[start : start + self.block] for start in range(0, vector.size, self.block)]
 
     def restage(self, job: Job) -> None:
         """Take in contributions as the policy of `job` needs it, which may be new, and forget those not applied."""
@@ -161,7 +166,7 @@ class Store:
         self.moves = by_timing or job.wire.keeps_back
         # With several servers, it is only known which contributions count when the others have them too.
         apart = by_timing or train.is_robust or train.local_update == "elastic" or job.server.partitions > 1
-        self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.chunk, dtype)
+        self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.block, dtype)
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
 
@@ -277,18 +282,21 @@ class Store:
 
     def _coded(self) -> list[Array]:
         """Return the chunks of θ, one or more, as they travel."""
-        chunks = self.cut(self.theta) or [self.theta]
+        starts = range(0, self.theta.size, self.chunk) or range(1)
         codec = self._pull_codec
         if codec is None:
-            return chunks
-        coded = [np.empty(codec.nbytes(chunk.size), np.uint8) for chunk in chunks]
+            return [self.theta[start : start + self.chunk] for start in starts]
+        blocks = self.cut(self.theta)
+        # Codecs of parameters encode every value by itself.
+        coded = np.empty(codec.nbytes(self.theta.size), np.uint8)
+        coded_blocks = np.split(coded, [codec.nbytes(n * self.block) for n in range(1, len(blocks))])
 
         def encode_share(number: int) -> None:
             for index in self.update.shares[number]:
-                codec.encode(chunks[index], coded[index], Origin(0, 0, 0, index * self.chunk))
+                codec.encode(blocks[index], coded_blocks[index], Origin(0, 0, 0, index * self.block))
 
         self.update.spread(encode_share)
-        return coded
+        return np.split(coded, [codec.nbytes(start) for start in starts[1:]])
 
 
 def draft_of(layout: Layout) -> Draft:

@@ -17,9 +17,8 @@ from paramserver.client.bench.memory import memory_mb
 from paramserver.client.bench.running import check_least
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import fused
-from paramserver.server.store import CHUNK_BYTES
+from paramserver.server.store import BLOCK_BYTES
 from paramserver.server.update import CHUNKS_PER_THREAD, MAX_THREADS, Update
-from paramserver.wire.codecs import chunk_elements
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
 
@@ -78,11 +77,11 @@ def measure_apply(
         }
     )
     layout = Layout([("theta", (size,))], "float32")
-    chunk = chunk_elements(job, CHUNK_BYTES)
+    block = BLOCK_BYTES // 4
     fuse = fused.AVAILABLE and not plain
-    update = Update(job, layout, chunk, updates, fuse)
+    update = Update(job, layout, block, updates, fuse)
     theta, *gradients = (np.full(size, 0.5, np.float32) for _ in range(workers + 1))
-    cut = [[gradient[start : start + chunk] for gradient in gradients] for start in range(0, size, chunk)]
+    cut = [[gradient[start : start + block] for gradient in gradients] for start in range(0, size, block)]
     contributions = [Contribution("worker", shard, 1, 0, 0, 1, 1.0) for shard in range(workers)]
 
     def one(number: int) -> None:
