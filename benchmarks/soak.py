@@ -25,13 +25,13 @@ from paramserver.client import Client, Job
 from paramserver.client.launch import START_S, LocalCluster
 from paramserver.wire.fingerprint import theta_sha256
 
-#: θ of 2 MB is two chunks over the stream, and a slot per shard in shared memory.
+#: θ of 3 MB is two chunks over the stream, and a slot per shard in shared memory.
 TASK = """
 import numpy as np
 
 class Wide:
     def init(self, rng, batch):
-        return {"a": np.ones(500_000, np.float32)}
+        return {"a": np.ones(750_000, np.float32)}
 
     def loss_and_grad(self, params, batch):
         return 1.0, {"a": params["a"] * np.float32(batch.y.mean())}
@@ -60,6 +60,11 @@ def measure(pid: int, seconds: float) -> Sample:
     segments = (proc / "maps").read_text().count("/memfd:paramserver")
     descriptors = len(os.listdir(proc / "fd"))
     return Sample(seconds, int(status["RssAnon"].split()[0]) / 1024, descriptors, int(status["Threads"]), segments)
+
+
+def shared_names() -> set[str]:
+    """Return what stands in /dev/shm, but for semaphores of `multiprocessing`, which none of these processes has."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
 
 
 def judge(samples: list[Sample]) -> list[str]:
@@ -146,7 +151,7 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="between two kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    shm_before = set(os.listdir("/dev/shm"))
+    shm_before = shared_names()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "wide.py").write_text(TASK, encoding="utf-8")
@@ -174,7 +179,7 @@ def main() -> int:
                     )
             if cluster.pids()["server"] != server:
                 raise SystemExit("FAIL: the server died")
-    left = sorted(set(os.listdir("/dev/shm")) - shm_before)
+    left = sorted(shared_names() - shm_before)
     print(f"{number} jobs, {soak.kills} kill -9 of workers, one server; new in /dev/shm: {left or 'nothing'}")
     grew = judge(soak.samples)
     if len(soak.hashes) > 1:
