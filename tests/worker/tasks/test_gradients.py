@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from paramserver.worker.batches import Batch
-from paramserver.worker.tasks import initial_parameters, load_task, loss_and_gradient
+from paramserver.worker.tasks import initial_parameters, load_task, loss_and_gradient, takes_out
 
 LABELS = {
     "values": (lambda rng, n: rng.standard_normal(n), 0),
@@ -89,3 +89,19 @@ def test_the_mean_over_parts_weighed_by_samples_is_the_mean_over_all(use, option
     for name in params:
         combined = sum(share * grad[name] for share, _, grad in results)
         np.testing.assert_allclose(combined, whole[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+@pytest.mark.parametrize(("use", "options", "labels"), [case for case in CASES if case[0] == "mlp"])
+def test_a_gradient_in_given_arrays_has_the_same_bits(use, options, labels, sparse):
+    task, batch = load_task(use, options), make_batch(labels, np.float32, sparse)
+    params = initial_parameters(task, np.random.default_rng(1), batch)
+    assert takes_out(task)
+    out = {name: np.full_like(value, np.nan) for name, value in params.items()}
+    arrays = dict(out)
+    expected, own = loss_and_gradient(task, params, batch)
+    loss, grad = loss_and_gradient(task, params, batch, out)
+    assert loss == expected
+    for name, array in arrays.items():
+        assert grad[name] is array
+        assert array.tobytes() == own[name].tobytes()

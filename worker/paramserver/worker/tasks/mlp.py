@@ -64,8 +64,8 @@ class Mlp:
             params[f"b{layer}"] = np.zeros(outputs, batch.x.dtype)
         return params
 
-    def loss_and_grad(self, params: Params, batch: Batch) -> tuple[float, Params]:
-        """Return the loss and its gradient, by back-propagation."""
+    def loss_and_grad(self, params: Params, batch: Batch, out: Params | None = None) -> tuple[float, Params]:
+        """Return the loss and its gradient, by back-propagation; with `out`, arrays like the parameters, in these."""
         inputs = self._forward(params, batch)
         output = inputs.pop()
         if self._classifies(batch):
@@ -74,14 +74,15 @@ class Mlp:
             residual = output[:, 0] - batch.y
             loss = float(np.mean(np.square(residual), dtype=np.float64))
             delta = (residual * (2 / batch.n))[:, None]
-        grad: Params = {}
+        grad: Params = {} if out is None else out
         for layer in reversed(range(len(inputs))):
-            w = params[f"w{layer}"]
-            grad[f"w{layer}"] = inputs[layer].T @ delta
-            grad[f"b{layer}"] = delta.sum(axis=0)
-            loss += penalise(self.l2, w, grad[f"w{layer}"])
+            w, b = f"w{layer}", f"b{layer}"
+            grad[w] = _product(inputs[layer].T, delta, grad.get(w))
+            grad[b] = np.sum(delta, axis=0, out=grad.get(b))
+            loss += penalise(self.l2, params[w], grad[w])
             if layer:
-                delta = (delta @ w.T) * self._slope(inputs[layer])
+                delta = delta @ params[w].T
+                delta *= self._slope(inputs[layer])
         return loss, grad
 
     def predict(self, params: Params, batch: Batch) -> NDArray[Any]:
@@ -111,3 +112,14 @@ class Mlp:
     def _slope(self, activated: NDArray[Any]) -> NDArray[Any]:
         """Return the derivative of the activation where it has these values."""
         return activated > 0 if self.activation == "relu" else 1 - np.square(activated)
+
+
+def _product(inputs: Any, delta: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+    """Return `inputs`, dense or sparse, times `delta`, in `out` if that is given."""
+    if isinstance(inputs, np.ndarray):
+        return np.matmul(inputs, delta, out=out)
+    product = np.asarray(inputs @ delta)
+    if out is None:
+        return product
+    np.copyto(out, product)
+    return out
