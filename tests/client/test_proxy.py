@@ -38,14 +38,14 @@ def test_faults_hit_what_matters_once_each_and_the_seed_chooses_the_direction() 
     assert story(1).count("up 2") + story(1).count("down 2") == 4
 
 
-#: θ of 1.2 MB is two chunks; steps are long enough for faults to hit many of them.
+#: θ of 2.4 MB is two chunks; steps are long enough for faults to hit many of them.
 WIDE = """
 import time
 import numpy as np
 
 class Wide:
     def init(self, rng, batch):
-        return {"a": np.ones(300_000, np.float32)}
+        return {"a": np.ones(600_000, np.float32)}
 
     def loss_and_grad(self, params, batch):
         time.sleep(0.002)

@@ -27,7 +27,7 @@ class Wide:
     """A tensor of two chunks even on each of three servers, beside a small one."""
 
     def init(self, rng: np.random.Generator, batch: Batch) -> dict[str, Any]:  # noqa: ARG002
-        return {"a": rng.standard_normal(800_000).astype(np.float32), "b": np.zeros((3, 5), np.float32)}
+        return {"a": rng.standard_normal(1_600_000).astype(np.float32), "b": np.zeros((3, 5), np.float32)}
 
     def loss_and_grad(self, params: dict[str, Any], batch: Batch) -> tuple[float, dict[str, Any]]:
         mean = batch.x.mean(axis=0)

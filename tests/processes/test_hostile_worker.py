@@ -285,7 +285,7 @@ def test_a_worker_whose_shard_was_taken_over_is_fenced(control: Control, join: C
 
 def test_half_a_push_of_a_worker_that_died_does_not_count(control: Control, join: Callable[[str], RawWorker]) -> None:
     """θ of three chunks; in async mode nothing of a broken push may be left over."""
-    size = 300_000
+    size = 600_000
     worker = join("raw")
     control.submit(job(mode="async", steps=1) | {"data": {"source": "nowhere", "shards": 1}})
     worker.expect("job")
@@ -310,7 +310,7 @@ def test_half_a_push_of_a_worker_that_died_does_not_count(control: Control, join
 def test_chunks_before_a_lie_are_taken_back(
     control: Control, join: Callable[[str], RawWorker], lie: str, mode: str
 ) -> None:
-    size = 300_000
+    size = 600_000
     worker = join("raw")
     control.submit(job(mode=mode, steps=1))
     worker.expect("job")
@@ -340,7 +340,7 @@ def test_chunks_before_a_lie_are_taken_back(
 
 
 def test_chunks_that_come_twice_count_once(control: Control, join: Callable[[str], RawWorker]) -> None:
-    size = 300_000
+    size = 600_000
     worker = join("raw")
     control.submit(job(steps=2) | {"data": {"source": "nowhere", "shards": 1}})
     worker.expect("job")
@@ -363,7 +363,7 @@ def test_chunks_that_come_twice_count_once(control: Control, join: Callable[[str
 
 
 def test_the_numbers_of_a_push_are_those_of_its_first_chunk(control: Control, join: Callable[[str], RawWorker]) -> None:
-    size = 300_000
+    size = 600_000
     worker = join("raw")
     control.submit(job(steps=1, reduce="mean") | {"data": {"source": "nowhere", "shards": 1}})
     worker.expect("job")

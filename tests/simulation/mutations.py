@@ -162,6 +162,17 @@ TORN = Focus(
     wild=0.0,
     partitions=(2, 3),
 )
+#: They die, one after the other.
+FALLEN = replace(
+    TORN,
+    faults=("kill worker",),
+    troubles=(40,),
+    lasting=0.005,
+    spread=(8.0,),
+    workers=(3,),
+    shards=(3, 4),
+    compute_s=(0.005,),
+)
 #: Rounds of several servers close without some shards.
 QUORUMS = replace(
     TORN, modes=("quorum",), faults=("slow worker", "slow worker", "join"), shards=(2,), steps=(20,), spread=(1.0,)
@@ -417,7 +428,7 @@ MUTATIONS = (
         "server.gathering:Gathering._note",
         "where.keys() != self._all",
         "name not in self._here",
-        TORN,
+        FALLEN,
     ),
     Mutation(
         "forget the epoch on the other servers",
