@@ -103,6 +103,10 @@ async def serve(
         leading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await leading
+    # Calls that are over for gRPC may still be at their last words; who is cut short there fills the log with it.
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    if rest:
+        await asyncio.wait(rest, timeout=GRACE_S)
     if address_file is not None:
         with contextlib.suppress(FileNotFoundError):
             address_file.unlink()
