@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from paramserver.server.reading import Piece, merged
 from paramserver.server.tables.tablestore import exactly
 from paramserver.wire.job import Job
-from server.inprocess import at_once
+from server.inprocess import Training, at_once
 from server.severalservers import Servers, train
 from server.test_tables_in_training import make_job
 
@@ -75,6 +75,13 @@ def test_the_norm_of_the_gradient_is_that_of_all_rows(monkeypatch: pytest.Monkey
     # Not that of the last step, after which the job is over.
     assert len(norms[1]) == 11
     assert norms[1] == norms[3]
+
+
+def test_the_gradient_is_clipped_by_the_norm_of_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job("TwoTables", optimizer={"name": "sgd", "l1": 0.0, "clip_norm": 0.05})
+    one, two, three = (train(monkeypatch, job, count) for count in (1, 2, 3))
+    assert one == two == three
+    assert one["b"] == Training(job).finish(at_once).theta["b"].tobytes()
 
 
 def test_each_server_keeps_its_share_of_the_bound_on_rows(monkeypatch: pytest.MonkeyPatch) -> None:
