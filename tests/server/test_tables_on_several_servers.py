@@ -47,6 +47,21 @@ def test_whoever_is_killed_the_rows_come_out_the_same(
     assert train(monkeypatch, job, 3, tmp_path, deeds, shares=shares) == expected
 
 
+def test_whoever_is_killed_the_same_rows_are_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A round names few rows, so that which of the others go is told by their age."""
+    server = {"snapshot_every_s": 0.01, "table_max_rows": 40}
+    job = make_job("TwoTables", data={"batch_size": 2}, train={"steps": 60}, server=server)
+    expected = train(monkeypatch, job, 2)
+    assert expected["w.keys"] != train(monkeypatch, job, 1)["w.keys"]
+    begun: list[int] = []
+
+    def kill(servers: Servers) -> None:
+        begun.append(servers.coordinator.run.common or 0)  # type: ignore[union-attr]
+        servers.kill(len(begun) % 2)
+
+    assert train(monkeypatch, job, 2, tmp_path, {20: kill, 35: kill, 50: kill}) == expected
+
+
 @pytest.mark.parametrize("mode", ["async", "ssp"])
 def test_without_rounds_every_contribution_reaches_the_rows_of_every_server(
     monkeypatch: pytest.MonkeyPatch, mode: str
