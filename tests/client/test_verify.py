@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,11 +18,20 @@ from paramserver.wire.errors import RequestError
 from server.inprocess import at_once, slower
 from server.test_log import SHARDS, STEPS, Logged, job
 
+ELASTIC = {
+    "train__local_steps": 2,
+    "train__local_update": "elastic",
+    "train__local_learning_rate": 0.1,
+    "train__elasticity": 0.3,
+    "server__durability": "snapshot",
+}
 JOBS: dict[str, dict[str, Any]] = {
     "sync": {"train__mode": "sync"},
     "schedule": {"train__mode": "sync", "optimizer__schedule": "cosine", "optimizer__warmup_steps": 2},
     "quorum": {"train__mode": "sync", "train__quorum": 2},
     "local": {"train__mode": "sync", "train__local_steps": 2},
+    "elastic": ELASTIC | {"train__mode": "sync"},
+    "elastic-async": ELASTIC,
     "async": {},
     "ssp": {"train__mode": "ssp", "train__staleness": 2},
     "compensated": {"train__delay_compensation": 0.5, "optimizer__name": "sgd"},
@@ -48,19 +58,50 @@ def test_a_run_computed_again_has_the_same_losses_and_hashes(tmp_path: Path, cha
     assert found.losses == (training.run.engine.samples and sum(training.run.engine.staleness.values()))
 
 
-def test_it_may_begin_at_a_snapshot(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"train__mode": "sync"}, JOBS["elastic"]], ids=["sync", "elastic"])
+def test_it_may_begin_at_a_snapshot(tmp_path: Path, changes: dict[str, Any]) -> None:
     class Often(Logged):
         def look(self) -> None:
             super().look()
             if self.run.engine.version == 5 and self.saver._taken[0] < 5:
                 self.saver._take()
 
-    Often(tmp_path / "state", job(train__mode="sync")).finish(at_once)
+    Often(tmp_path / "state", job(**changes)).finish(at_once)
     found = verify(tmp_path, Path.cwd(), start=5)
     assert found.same, found.reason
     assert (found.start, found.version) == (5, STEPS)
     with pytest.raises(RequestError, match=r"no snapshot of version 3 in .*there are: 5, 8"):
         verify(tmp_path, Path.cwd(), start=3)
+
+
+def changed(folder: Path, statement: str) -> None:
+    with sqlite3.connect(folder / "state" / FILE) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def test_a_run_with_tables_is_computed_again(tmp_path: Path) -> None:
+    """Rows are clipped and forgotten in it; what it forgets follows from the versions."""
+    rng = np.random.default_rng(1)
+    lines = [f"{rng.integers(2)} {a}:1 {b}:1\n" for a, b in np.sort(rng.integers(1, 40, (90, 2))) if a < b]
+    (tmp_path / "rows.svm").write_text("".join(lines))
+    tables = {
+        "task": {"use": "factorization_machine", "options": {"rank": 2}},
+        "data": {"source": "rows.svm", "shards": 3, "batch_size": 8},
+        "train": {"steps": 30},
+        "optimizer": {"name": "adam", "clip_norm": 0.1},
+        "server": {"hash_every": 7, "table_max_rows": 30},
+    }
+    run = train(Job.from_dict(tables), workers=2, run=tmp_path / "run", base=tmp_path)
+    found = verify(run.run)
+    assert found.same, found.reason
+    assert (found.version, found.theta_sha256) == (30, run.theta_sha256)
+    assert found.hashes >= 5
+    changed(run.run, "UPDATE contributions SET step = step + 1 WHERE version = 9")
+    assert verify(run.run).differs == 9
+    changed(run.run, "UPDATE policies SET train = replace(train, '\"sync\"', '\"ssp\"')")
+    with pytest.raises(RequestError, match="it is not known how old a row was"):
+        verify(run.run)
 
 
 class Switching(Logged):
@@ -74,12 +115,6 @@ def test_a_switched_policy_is_followed(tmp_path: Path) -> None:
     Switching(tmp_path / "state", job()).finish(at_once, slower(2))
     found = verify(tmp_path, Path.cwd())
     assert found.same, found.reason
-
-
-def changed(folder: Path, statement: str) -> None:
-    with sqlite3.connect(folder / "state" / FILE) as connection:
-        connection.execute(statement)
-    connection.close()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from paramserver.worker.batches import Batch
 
@@ -21,6 +22,13 @@ def points() -> tuple[Any, Any]:
 def numbers() -> tuple[Any, Any]:
     """The numbers of the rows."""
     return np.arange(ROWS, dtype=np.float64)[:, None], np.zeros(ROWS)
+
+
+def ratings() -> tuple[Any, Any]:
+    """What 12 users, keys 0 to 11, make of 9 films, keys 20 to 28: two ones in a row of csr."""
+    chance = np.random.default_rng(8)
+    pairs = np.column_stack([chance.integers(0, 12, ROWS), chance.integers(20, 29, ROWS)])
+    return csr_array((np.ones(2 * ROWS), pairs.ravel(), np.arange(0, 2 * ROWS + 1, 2))), chance.normal(3, 1, ROWS)
 
 
 class Wide:

@@ -53,6 +53,8 @@ class Outcome(NamedTuple):
     clock: tuple[int, ...]
     samples: int
     loss: float
+    #: Contributions by staleness: (versions, how many).
+    staleness: tuple[tuple[int, int], ...]
     #: Empty if there never was one.
     theta_sha256: str
 
@@ -131,6 +133,8 @@ class OneLoop:
         self._workers: dict[str, asyncio.Task[None]] = {}
         #: Whether each worker's tensors travelled in shared memory, as seen when it computed.
         self.shared: set[bool] = set()
+        #: Which shards each worker computed, by its name.
+        self.computed: dict[str, set[int]] = {}
         self.deaths = 0
 
     @property
@@ -170,7 +174,8 @@ class OneLoop:
             status = client.status()
             theta, _ = client.pull() if status.version else ({}, 0)
         numbers = (status.state, status.reason, status.version, tuple(status.clock), status.samples, status.loss)
-        return Outcome(*numbers, theta_sha256(theta) if theta else "")
+        staleness = tuple(sorted(status.staleness.items()))
+        return Outcome(*numbers, staleness, theta_sha256(theta) if theta else "")
 
     def _start(self, identity: Identity) -> None:
         trainer = Trainer(identity, transport=self._transport)
@@ -183,7 +188,7 @@ class OneLoop:
     def _replace(self, identity: Identity, worker: asyncio.Task[None]) -> None:
         if not worker.cancelled() and isinstance(worker.exception(), Killed):
             self.deaths += 1
-            self._start(Identity(identity.name, identity.accepts))
+            self._start(Identity(identity.name, identity.accepts, identity.pinned))
 
     async def _compute(
         self,
@@ -194,6 +199,7 @@ class OneLoop:
         step: int,
         out: dict[str, Array],
     ) -> Gradient:
+        self.computed.setdefault(trainer._identity.name, set()).add(shard)
         await self._before(self, shard, step)
         self.shared.add(trainer._replica is not None and trainer._replica.shares_memory)
         return await trainer._compute_by_task(learner, theta, shard, step, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from paramserver.wire.job import Job
@@ -21,15 +22,20 @@ class Feature(NamedTuple):
     """A part of a job.
 
     `workers` are as many as may share the work without a difference in the bits. With `turns` there is one for every
-    shard, and they push in this order, again and again.
+    shard, and they push in this order, again and again. `pinned` are shards that only the last worker can read.
     """
 
     name: str
     job: dict[str, dict[str, Any]]
     workers: int = 2
     turns: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
+    #: (shard, step) before which the policy is switched, and to what.
+    switches: tuple[tuple[tuple[int, int], dict[str, str | int]], ...] = ()
     #: Whether the bits outlast a death.
     recovers: bool = True
+    #: Whether how late contributions are is a matter of timing.
+    delays_vary: bool = False
 
 
 def rounds(name: str, **sections: Any) -> Feature:
@@ -42,9 +48,10 @@ def in_order(name: str, **sections: Any) -> Feature:
     return Feature(name, sections, workers=1)
 
 
-def in_turns(name: str, *turns: int, **train: Any) -> Feature:
+def in_turns(name: str, *turns: int, sections: dict[str, Any] | None = None, **train: Any) -> Feature:
     """Name a policy whose bits depend on delays, which turns make always the same, but for a death."""
-    job = {"data": {"shards": 2}, "train": {"mode": "async", **train}}
+    job = {**(sections or {}), "train": {"mode": "async", **train}}
+    job["data"] = {**job.get("data", {}), "shards": 2}
     return Feature(name, job, workers=2, turns=turns, recovers=False)
 
 
@@ -62,12 +69,22 @@ def tally(name: str, **train: Any) -> Feature:
             "server": server,
         },
         workers=3,
+        delays_vary=train["mode"] != "sync",
     )
 
 
 WORDS = {
     "task": {"use": "server.sparsetask:TwoTables", "options": {}},
     "data": {"source": "server.sparsetask:words", "batch_size": 16},
+}
+CLICKS = {
+    "task": {"use": "sparse_logistic_regression", "options": {}},
+    "data": {
+        "source": str(Path(__file__).parents[2] / "examples" / "clicks.csv"),
+        "label": "clicked",
+        "hash": ["city", "device", "hour"],
+        "batch_size": 20,
+    },
 }
 WIDE = {"task": {"use": "conformance.models:Wide", "options": {}}, "data": {"shards": 2}}
 KEEPS_BACK = {"exact_every": 3}
@@ -84,6 +101,16 @@ FEATURES = [
     in_turns("delays-compensated", 0, 0, 1, delay_compensation=0.5),
     in_turns("delays-bounded", 0, 0, 1, max_delay=1),
     in_turns("ssp-delays", 0, 1, mode="ssp", staleness=1, staleness_scaling=True, delay_compensation=0.5),
+    in_order(
+        "switched",
+        train={"steps": 8},
+    )._replace(
+        switches=(
+            ((0, 1), {"mode": "async", "max_delay": 9}),
+            ((0, 3), {"mode": "ssp", "staleness": 1}),
+            ((0, 6), {"mode": "sync"}),
+        )
+    ),
     tally("tally-sync", mode="sync"),
     tally("tally-async", mode="async"),
     tally("tally-max-delay", mode="async", max_delay=1),
@@ -103,6 +130,7 @@ FEATURES = [
     rounds("ftrl", optimizer={"name": "ftrl", "l1": 0.01}),
     rounds("lars", optimizer={"name": "lars", "trust_coefficient": 0.1}),
     rounds("lamb", optimizer={"name": "lamb", "weight_decay": 0.01}),
+    rounds("pinned", optimizer={"momentum": 0.5})._replace(pinned=(1,)),
     rounds("tolerance", stop={"tolerance": 10.0, "patience": 5}, train={"dtype": "float64"}),
     rounds("wide", **WIDE, optimizer={"momentum": 0.9, "clip_norm": 9.0}),
     # Robust aggregation.
@@ -110,6 +138,7 @@ FEATURES = [
     rounds("trimmed-mean", train={"aggregate": "trimmed_mean", "trim": 1}),
     rounds("krum", train={"aggregate": "krum"}),
     rounds("multi-krum", train={"aggregate": "multi_krum", "clip_contribution": 0.5}),
+    in_order("quorum-median", train={"quorum": 3, "aggregate": "median"}),
     rounds("clip-contribution", train={"clip_contribution": 0.1}),
     rounds("refuse-norm", train={"refuse_norm": 1e6}),
     # Codecs.
@@ -120,6 +149,7 @@ FEATURES = [
     rounds("topk", wire={"push": "topk", "density": 0.2, "momentum": 0.5, **KEEPS_BACK}),
     rounds("sign", wire={"push": "sign", **KEEPS_BACK}, optimizer={"learning_rate": 0.01}),
     rounds("powersgd", wire={"push": "powersgd", "rank": 1, **KEEPS_BACK}),
+    in_order("async-int8-log", train={"mode": "async"}, wire={"push": "int8"}, server={"durability": "log"}),
     # Without rounds, what a push kept back dies with its worker.
     in_order("async-topk", train={"mode": "async"}, wire={"push": "topk", "density": 0.2, **KEEPS_BACK})._replace(
         recovers=False
@@ -137,11 +167,48 @@ FEATURES = [
         optimizer={"learning_rate": 1.0},
     ),
     in_order("async-downpour", train={"mode": "async", "local_steps": 2}),
+    in_order(
+        "ssp-difference",
+        train={
+            "mode": "ssp",
+            "local_steps": 2,
+            "local_update": "difference",
+            "local_learning_rate": 0.1,
+        },
+        optimizer={"learning_rate": 1.0},
+    ),
+    in_order(
+        "async-elastic",
+        train={
+            "mode": "async",
+            "local_steps": 2,
+            "local_update": "elastic",
+            "local_learning_rate": 0.1,
+            "elasticity": 0.2,
+        },
+        optimizer={"learning_rate": 0.2},
+    ),
     # Tables.
     rounds("tables", **WORDS, optimizer={"name": "adam"}),
     # Not table_max_rows, of which every server has its own share.
     rounds("tables-forgetting", **WORDS, server={"table_max_age": 3}),
+    rounds("tables-clipped", **WORDS, optimizer={"name": "rmsprop", "momentum": 0.5, "clip_norm": 0.05}),
+    rounds("tables-int8", **WORDS, optimizer={"momentum": 0.9}, wire={"push": "int8", "pull": "bf16"}),
     in_order("async-tables", **WORDS, train={"mode": "async"}, optimizer={"name": "ftrl", "l1": 0.003}),
+    in_turns("tables-delays", 0, 0, 1, sections={**WORDS, "optimizer": {"name": "yogi"}}, staleness_scaling=True),
+    rounds("hashed-ftrl", **CLICKS, optimizer={"name": "ftrl", "l1": 0.003}),
+    rounds(
+        "factorization-machine",
+        task={"use": "factorization_machine", "options": {"rank": 3, "l2": 0.01}},
+        data={"source": "server.sparsetask:words", "batch_size": 16},
+        optimizer={"name": "adagrad"},
+    ),
+    rounds(
+        "matrix-factorization",
+        task={"use": "matrix_factorization", "options": {"rank": 2, "l2": 0.01}},
+        data={"source": "conformance.models:ratings"},
+        optimizer={"name": "adamw", "weight_decay": 0.01},
+    ),
 ]
 
 #: What is refused over several servers, with what is said. Whoever lifts a refusal removes its row.

@@ -7,7 +7,7 @@ twice, and every place through each with a third of the features; which of the s
 product refuses are in `REFUSED`: they pass only while they are refused, with the message that stands there.
 
 What every cell must give is what one worker and one server make of the job without sockets, files or cuts: the hash of
-θ as a client pulls it, and version, clocks, samples and loss as the status tells them.
+θ as a client pulls it, and version, clocks, samples, loss and the histogram of staleness as the status tells them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from conformance.oneloop import Killed, OneLoop, Outcome
-from conformance.table import FEATURES, REFUSED, Feature, make_job
+from conformance.table import FEATURES, REFUSED, SHARDS, STEPS, Feature, make_job
 from paramserver.server import coordinator
 from paramserver.server.engine import Engine
 from paramserver.server.snapshot import named
@@ -85,18 +85,23 @@ def reference(number: int) -> Outcome:
     """Train with one worker, or in turns, without sockets, files, cuts or deaths."""
     feature = FEATURES[number]
     training = Training(make_job(feature, 1))
-    turns = Turns(feature.turns, lambda: training.run.engine)
+    turns, switches = Turns(feature.turns, lambda: training.run.engine), dict(feature.switches)
 
-    async def in_turn(learner: Learner, theta: Theta, shard: int, step: int, out: Theta) -> Gradient:
-        await turns.wait(shard)
+    async def compute(learner: Learner, theta: Theta, shard: int, step: int, out: Theta) -> Gradient:
+        if feature.turns:
+            await turns.wait(shard)
+        if (changes := switches.pop((shard, step), None)) is not None:
+            training.run.set_policy(changes)
         return await at_once(learner, theta, shard, step, out)
 
-    training.finish(*([in_turn] * feature.workers if feature.turns else [at_once]))
+    training.finish(*[compute] * (feature.workers if feature.turns else 1))
+    assert not switches
     run, engine = training.run, training.run.engine
     assert run.store is not None
     theta = named(run.store.layout, run.store.theta, {} if run.tables is None else run.tables.contents())
     return Outcome(
         *(engine.phase, engine.reason, engine.version, tuple(engine.clocks), engine.samples, engine.loss),
+        tuple(sorted(engine.staleness.items())),
         theta_sha256(theta),
     )
 
@@ -104,8 +109,9 @@ def reference(number: int) -> Outcome:
 class Faults:
     """What happens to a training, once each."""
 
-    def __init__(self, recovery: str, victim: int) -> None:
+    def __init__(self, feature: Feature, recovery: str, victim: int) -> None:
         self.recovery, self.victim = recovery, victim
+        self.switches = dict(feature.switches)
         self.done: set[tuple[int, int]] = set()
         self.turns: Turns | None = None
 
@@ -113,6 +119,9 @@ class Faults:
         if self.turns is not None:
             await self.turns.wait(shard)
         at = (shard, step)
+        if (changes := self.switches.pop(at, None)) is not None:
+            await loop.shell.set_policy(changes)
+            await loop.shell.settled()
         if self.recovery == "undisturbed" or at in self.done or at not in (SAVED_AT, KILLED_AT):
             return
         self.done.add(at)
@@ -138,7 +147,7 @@ def test_the_bits_are_the_same(
     tmp_path: Path, number: int, transport: str, partitions: int, recovery: str, victim: int
 ) -> None:
     feature = FEATURES[number]
-    faults = Faults(recovery, victim)
+    faults = Faults(feature, recovery, victim)
     loop = OneLoop(tmp_path, transport, partitions, faults)
     refused = REFUSED.get(feature.name) if partitions > 1 else None
     if refused is not None:
@@ -147,10 +156,19 @@ def test_the_bits_are_the_same(
     if feature.turns:
         faults.turns = Turns(feature.turns, lambda: loop.engine)
     workers = [Identity(f"w{n}", (n,) if feature.turns else ()) for n in range(feature.workers)]
+    if feature.pinned:
+        workers[-1] = Identity(workers[-1].name, pinned=feature.pinned)
     job = make_job(feature, partitions)
-    outcome = asyncio.run(loop.train(job, workers))
-    assert outcome == reference(number)
+    outcome, expected = asyncio.run(loop.train(job, workers)), reference(number)
+    if feature.delays_vary:
+        assert sum(count for _, count in outcome.staleness) == SHARDS * STEPS
+        outcome = outcome._replace(staleness=expected.staleness)
+    assert outcome == expected
     assert outcome.state == "done", outcome.reason
+    if feature.pinned:
+        assert loop.computed[workers[-1].name] == set(feature.pinned)
+        assert not loop.computed[workers[0].name] & set(feature.pinned)
+    assert not faults.switches
     if recovery != "undisturbed":
         assert faults.done == {SAVED_AT, KILLED_AT}
         assert loop.deaths == (recovery == "worker")

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import time
+from typing import Any
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from paramserver.server.process import is_news
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.__main__ import main
+from paramserver.worker.trainer import Identity, Trainer
 from processes.cluster import Cluster, Control
 
 
@@ -97,6 +99,23 @@ def test_a_wrong_shard_list_is_refused_with_what_is_allowed(shards: str, capsys:
         main([f"--shards={shards}"])
     assert caught.value.code == 2
     assert f"'{shards}' is not auto, a list of shards such as 0,1, or pinned:3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "accepts", "pinned"), [("auto", (), ()), ("0,2", (0, 2), ()), ("pinned:3,1", (3, 1), (3, 1))]
+)
+def test_a_shard_list_says_what_can_be_read_and_what_must_not_move(
+    text: str, accepts: tuple[int, ...], pinned: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Identity] = []
+
+    async def note(_servers: Any, trainer: Trainer, _timeout: float) -> None:
+        told.append(trainer._identity)
+
+    monkeypatch.setattr("paramserver.worker.__main__.work_until_signalled", note)
+    monkeypatch.setattr("paramserver.worker.__main__.keep_freed_memory", lambda: None)
+    assert main(["--shards", text]) == 0
+    assert [(identity.accepts, identity.pinned) for identity in told] == [(accepts, pinned)]
 
 
 def test_that_a_stream_was_cancelled_is_no_news_and_all_else_that_grpc_logs_is(

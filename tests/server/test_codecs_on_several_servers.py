@@ -25,6 +25,17 @@ WIRES: list[dict[str, Any]] = [
 ]
 
 
+class Mean:
+    """A single parameter."""
+
+    def init(self, rng: np.random.Generator, batch: Any) -> dict[str, Any]:  # noqa: ARG002
+        return {"m": np.zeros(1, np.float32)}
+
+    def loss_and_grad(self, params: dict[str, Any], batch: Any) -> tuple[float, dict[str, Any]]:
+        error = params["m"] - batch.x.mean(dtype=np.float32)
+        return float(error[0] ** 2), {"m": 2 * error}
+
+
 def make_job(wire: dict[str, Any], **sections: Any) -> Job:
     return Job.from_dict(
         {
@@ -64,6 +75,15 @@ def test_every_part_is_read_as_the_whole_would_be(wire: dict[str, Any], partitio
             assert sum(piece.nbytes for _, piece in own) == decoder.nbytes(step)
             read += decoder.whole(chunks, step)
         assert np.concatenate(read).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire["push"])
+def test_a_server_without_a_part_of_a_small_theta_hears_of_contributions(
+    monkeypatch: pytest.MonkeyPatch, wire: dict[str, Any]
+) -> None:
+    use = f"{__name__}:Mean"
+    job = make_job(wire, task={"use": use}, train={"steps": 5})
+    assert train(monkeypatch, job, 3) == train(monkeypatch, job, 1)
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire["push"])

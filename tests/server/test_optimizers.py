@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,9 @@ from paramserver.wire.job import OptimizerSection
 
 Array = npt.NDArray[Any]
 Floats = list[float]
+#: Of updates, as Adam's bias correction counts them.
+Numbers = Sequence[int]
+ALL = range(1, 101)
 
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd"},
@@ -51,9 +55,9 @@ def scalar_sgd(theta: float, s: OptimizerSection, gradients: Floats, rates: Floa
     return theta
 
 
-def scalar_adam(theta: float, s: OptimizerSection, gradients: Floats, rates: Floats) -> float:
+def scalar_adam(theta: float, s: OptimizerSection, gradients: Floats, rates: Floats, numbers: Numbers = ALL) -> float:
     mean = square = 0.0
-    for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+    for t, gradient, rate in zip(numbers, gradients, rates, strict=True):
         if s.name == "adam":
             gradient += s.weight_decay * theta
         else:
@@ -64,9 +68,9 @@ def scalar_adam(theta: float, s: OptimizerSection, gradients: Floats, rates: Flo
     return theta
 
 
-def scalar_yogi(theta: float, s: OptimizerSection, gradients: Floats, rates: Floats) -> float:
+def scalar_yogi(theta: float, s: OptimizerSection, gradients: Floats, rates: Floats, numbers: Numbers = ALL) -> float:
     mean, square = 0.0, s.initial_accumulator
-    for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+    for t, gradient, rate in zip(numbers, gradients, rates, strict=True):
         mean = s.beta1 * mean + (1 - s.beta1) * gradient
         square -= (1 - s.beta2) * sign(square - gradient**2) * gradient**2
         theta -= rate * (mean / (1 - s.beta1**t)) / (math.sqrt(square / (1 - s.beta2**t)) + s.epsilon)
@@ -136,7 +140,7 @@ def tensor_lamb(theta: Floats, s: OptimizerSection, gradients: list[Floats], rat
     return theta
 
 
-SCALAR = {
+SCALAR: dict[str, Callable[..., float]] = {
     "sgd": scalar_sgd,
     "adam": scalar_adam,
     "adamw": scalar_adam,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramserver.server.robust import aggregate, clip_rows, matrix, median, multi_krum, trimmed_mean
+from paramserver.server.robust import aggregate, clip_rows, matrix, median, multi_krum, trimmed_mean, weighted_mean
 from paramserver.server.wholesums import Question, alone
 from paramserver.wire.errors import JobError
 from paramserver.wire.job import Job
@@ -97,6 +97,19 @@ def test_distances_too_large_for_a_float_lose() -> None:
     stack[2] = 1e300
     assert np.isinf(squared_distances(stack)[2, 0])
     assert multi_krum(stack, 1, 4, squared_distances(stack)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("aggregation", ["trimmed_mean", "krum", "multi_krum"])
+def test_a_nan_that_spoils_the_mean_and_the_median_is_left_out(aggregation: str) -> None:
+    """The server refuses NaN before it gets so far; this is what is left if it did not look."""
+    stack = np.random.default_rng(5).normal(1, 0.1, (7, 4))
+    for row in HOSTILE:
+        stack[row, row % 4] = np.nan
+    assert np.isnan(weighted_mean(stack, [1] * 7)).any()
+    assert np.isnan(median(stack)).any()
+    train = make_job(aggregate=aggregation, **{"trim" if "mean" in aggregation else "byzantine": 2}).train
+    layout = Layout([("x", (4,))], "float64")
+    np.testing.assert_allclose(alone(aggregate(train, [list(stack)], [1] * 7, layout.dtype), layout), 1, atol=0.2)
 
 
 def make_job(**train: Any) -> Job:

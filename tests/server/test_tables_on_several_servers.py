@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from paramserver.server.reading import Piece, merged
 from paramserver.server.tables.tablestore import exactly
 from paramserver.wire.job import Job
-from server.inprocess import at_once
+from server.inprocess import Training, at_once
 from server.severalservers import Servers, train
 from server.test_tables_in_training import make_job
 
@@ -45,6 +45,21 @@ def test_whoever_is_killed_the_rows_come_out_the_same(
         9: lambda servers: servers.kill(2),
     }
     assert train(monkeypatch, job, 3, tmp_path, deeds, shares=shares) == expected
+
+
+def test_whoever_is_killed_the_same_rows_are_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A round names few rows, so that which of the others go is told by their age."""
+    server = {"snapshot_every_s": 0.01, "table_max_rows": 40}
+    job = make_job("TwoTables", data={"batch_size": 2}, train={"steps": 60}, server=server)
+    expected = train(monkeypatch, job, 2)
+    assert expected["w.keys"] != train(monkeypatch, job, 1)["w.keys"]
+    begun: list[int] = []
+
+    def kill(servers: Servers) -> None:
+        begun.append(servers.coordinator.run.common or 0)  # type: ignore[union-attr]
+        servers.kill(len(begun) % 2)
+
+    assert train(monkeypatch, job, 2, tmp_path, {20: kill, 35: kill, 50: kill}) == expected
 
 
 @pytest.mark.parametrize("mode", ["async", "ssp"])
@@ -75,6 +90,13 @@ def test_the_norm_of_the_gradient_is_that_of_all_rows(monkeypatch: pytest.Monkey
     # Not that of the last step, after which the job is over.
     assert len(norms[1]) == 11
     assert norms[1] == norms[3]
+
+
+def test_the_gradient_is_clipped_by_the_norm_of_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job("TwoTables", optimizer={"name": "sgd", "l1": 0.0, "clip_norm": 0.05})
+    one, two, three = (train(monkeypatch, job, count) for count in (1, 2, 3))
+    assert one == two == three
+    assert one["b"] == Training(job).finish(at_once).theta["b"].tobytes()
 
 
 def test_each_server_keeps_its_share_of_the_bound_on_rows(monkeypatch: pytest.MonkeyPatch) -> None:

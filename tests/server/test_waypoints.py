@@ -153,6 +153,19 @@ def test_a_switch_of_the_policy_forgets_where_it_could_go_back_to() -> None:
     assert min(training.run.engine.clocks) == 60
 
 
+#: Of the 12 × 5 weights and 5 biases: 7 values with places; a scale and bits; factors of 12 + 5 and the biases; a scale
+#: and levels.
+PUSH_BYTES = {"topk": 7 * 6, "sign": 4 + 9, "powersgd": 4 * (12 + 5 + 5), "int8": 4 + 65}
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=str)
+def test_the_server_counts_the_bytes_that_travel(wire: dict[str, Any]) -> None:
+    training = undisturbed(wire)
+    (session,) = training.sessions.values()
+    exact = 37 // wire["exact_every"] if "exact_every" in wire else 0
+    assert session.received == 4 * (exact * 4 * 65 + (37 - exact) * PUSH_BYTES[wire["push"]])
+
+
 def test_a_run_keeps_no_waypoint_where_nothing_is_kept_back() -> None:
     run: Run = undisturbed({"push": "int8"}).run
     assert run._waypoints is None

@@ -687,9 +687,14 @@ class _ObservedStore(Store):
         self._oracle.restored(self._host.number, version, self.theta)
 
     def apply(
-        self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
+        self,
+        version: int,
+        step: int,
+        contributions: Sequence[Contribution],
+        answer: Sequence[float] | None = None,
+        rows: Sequence[float] = (),
     ) -> float | None:
-        norm = super().apply(version, step, contributions, answer)
+        norm = super().apply(version, step, contributions, answer, rows)
         shell = self._host.shell
         if shell is None or shell.run is None or shell.run.store is not self:
             # The log is being replayed, by a run that nobody works in yet.

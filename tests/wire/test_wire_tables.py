@@ -107,7 +107,6 @@ def test_names_must_differ_from_each_other_and_from_tensors() -> None:
         ("train", {"refuse_norm": 1.0}, "train.refuse_norm"),
         ("wire", {"push": "topk"}, "wire.push"),
         ("server", {"durability": "log"}, "server.durability"),
-        ("optimizer", {"clip_norm": 1.0}, "optimizer.clip_norm"),
         ("optimizer", {"name": "lamb"}, "optimizer.name"),
     ],
 )

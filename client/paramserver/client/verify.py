@@ -20,9 +20,10 @@ from paramserver.client.connection.client import AppliedContribution, Origin
 from paramserver.server.engine import total_steps
 from paramserver.server.events import Apply, Contribution
 from paramserver.server.provenance import Origins, origin_of
-from paramserver.server.snapshot import Snapshot
+from paramserver.server.snapshot import Snapshot, named
 from paramserver.server.snapshots import read_snapshots
 from paramserver.server.store import Store
+from paramserver.server.tables.tablestore import TableStore
 from paramserver.wire.errors import ParamserverError, RequestError
 from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.job import Job
@@ -30,6 +31,7 @@ from paramserver.wire.layout import Array, Layout, pack
 from paramserver.wire.moments import combine
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
+from paramserver.worker.rowexchange import Wanted
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,6 @@ def verify(
                 f"a job with wire.push = {wire.push!r} and wire.pull = {wire.pull!r} cannot be computed again;"
                 " only 'full' can"
             )
-        if origins.job.train.local_update == "elastic" or any(
-            snapshot.parameters is not None and snapshot.parameters.tables for snapshot in read_snapshots(folder)
-        ):
-            raise RequestError("a job with tables or with local_update = 'elastic' cannot be computed again yet")
         again = _Again(origins, folder, _base(path, base), start)
         return again.compare(origins.newest if to is None else to, progress)
 
@@ -120,8 +118,12 @@ class _Again:
         self._job = origins.job
         self._start = start
         self._learner = Learner(origins.job, base)
-        if self._learner.tables:
-            raise RequestError("a job with tables cannot be computed again; see docs/tables.md")
+        modes = {self._job.train.mode, *(train.mode for _, train in self._policies)}
+        if self._learner.tables and modes != {"sync"}:
+            raise RequestError(
+                "a job with tables can be computed again if it was in mode 'sync' all the time, found"
+                f" {', '.join(sorted(modes))}: elsewhere it is not known how old a row was when it was pulled"
+            )
         shards = range(origins.job.data.shards)
         surveys = [self._learner.survey(shard) for shard in shards]
         moments = [survey.moments for survey in surveys if survey.moments is not None]
@@ -134,12 +136,20 @@ class _Again:
             assert parameters is not None
             self._store = Store(self._policy(start), parameters.layout, [parameters.theta], steps)
             self._store.restore(start, parameters.optimizer_state)
+            if self._store.elastic is not None:
+                own = {shard: self._store.elastic.own(shard) for shard in shards}
+                self._learner.own = {s: parameters.layout.views(x) for s, x in own.items() if x is not None}
+            contents = parameters.tables
         else:
             arrays = self._learner.initial(0)
             layout = Layout.of(arrays, self._job.train.dtype)
             flat = np.empty(layout.size, layout.dtype)
             pack(arrays, layout.views(flat))
             self._store = Store(self._policy(0), layout, [flat], steps)
+            contents = {}
+        self._tables = TableStore(self._policy(start), self._learner.tables, steps) if self._learner.tables else None
+        if self._tables is not None and contents:
+            self._tables.restore(contents)
         self._layout = self._store.layout
         #: θ of the versions that gradients are still to be computed at.
         self._window: dict[int, Array] = {}
@@ -181,6 +191,8 @@ class _Again:
             if policy.train != self._job.train:
                 self._job = policy
                 self._store.restage(policy)
+                if self._tables is not None:
+                    self._tables.restage(policy)
             yield update
 
     def _make(self, update: Apply) -> str:
@@ -195,13 +207,18 @@ class _Again:
             if self._store.compensates:
                 flat = np.concatenate([flat, self._theta_at(c.version)])
             self._store.replay(c.shard, flat)
-        self._store.apply(update.version, update.step, update.contributions)
+        rows = () if self._tables is None else self._tables.sum_up(update.contributions)
+        norm = self._store.apply(update.version, update.step, update.contributions, rows=rows)
+        if self._tables is not None:
+            self._tables.apply(update.version, update.step, update.contributions, norm)
         return ""
 
     def _compute(self, c: Contribution) -> tuple[float, Array]:
         theta = self._layout.views(self._theta_at(c.version))
         flat = np.empty(self._layout.size, self._layout.dtype)
         views = self._layout.views(flat)
+        if self._tables is not None:
+            return self._compute_with_rows(self._tables, c, theta, flat)
         if self._job.train.goes_local:
             loss, arrays, samples = local_steps(self._learner, theta, c.shard, c.step)
         else:
@@ -209,6 +226,19 @@ class _Again:
             samples = batch.n
             loss, arrays = self._learner.gradient(theta, batch, c.shard, c.step, views)
         pack(arrays, views, scale=samples)
+        return loss, flat
+
+    def _compute_with_rows(
+        self, tables: TableStore, c: Contribution, theta: dict[str, Array], flat: Array
+    ) -> tuple[float, Array]:
+        """Compute a contribution in the present round, and have the tables hold its rows."""
+        views = self._layout.views(flat)
+        wanted = [(name, Wanted.of(keys)) for name, keys in self._learner.keys(c.shard, c.step).items()]
+        rows = {name: w.spread(tables.rows_of(number, w.keys)) for number, (name, w) in enumerate(wanted)}
+        batch = self._learner.batch(c.shard, c.step)
+        loss, arrays = self._learner.gradient(theta | rows, batch, c.shard, c.step, views)
+        pack(arrays, views, scale=batch.n)
+        tables.hold(c.shard, {n: (w.keys, w.gather(arrays[name], batch.n)) for n, (name, w) in enumerate(wanted)})
         return loss, flat
 
     def _theta_at(self, version: int) -> Array:
@@ -234,7 +264,8 @@ class _Again:
         return self._origins.job.model_copy(update={"train": trains[-1]}) if trains else self._origins.job
 
     def _hash(self) -> str:
-        return theta_sha256(self._layout.views(self._store.theta))
+        contents = {} if self._tables is None else self._tables.contents()
+        return theta_sha256(named(self._layout, self._store.theta, contents))
 
     def _hash_fault(self, expected: str) -> str:
         found = self._hash()

@@ -85,7 +85,6 @@ def check_job(job: Job) -> None:
         f"server.durability = {job.server.durability!r}": job.server.durability == "log",
         f"wire.push = {job.wire.push!r}, which keeps something back": job.wire.keeps_back,
         f"train.delay_compensation = {train.delay_compensation:g}": train.delay_compensation > 0,
-        f"optimizer.clip_norm = {optimizer.clip_norm:g}": optimizer.clip_norm > 0,
         f"optimizer.name = {optimizer.name!r}, which needs whole tensors": optimizer.name in ("lars", "lamb"),
     }
     for what, found in wrong.items():

@@ -22,6 +22,9 @@ class Elastic:
 
     x is kept until the shard's next contribution counts: it is all that a worker needs to go on where another died.
 
+    Source: Zhang, Choromanska & LeCun, "Deep learning with Elastic Averaging SGD", 2015, section 3; the worker's side
+    is in `worker/localsteps.py`.
+
     Warning: takes the memory of one θ for every shard.
     """
 

@@ -220,8 +220,6 @@ class Apply(NamedTuple):
     contributions: tuple[Contribution, ...]
     #: To the last of the update's questions, where this process cannot know it: θ is cut over several servers.
     answer: tuple[float, ...] | None = None
-    #: Numbers that add up to the sum of squares of the gradients of all rows of tables, likewise.
-    row_squares: tuple[float, ...] | None = None
 
 
 class SumUp(NamedTuple):

@@ -395,7 +395,7 @@ class LeadingRun(Run):
 
     async def _ask_all(self, store: Store, order: pb.Apply, apply: ev.Apply) -> ev.Apply:
         """Have all servers go on with an update to its next question; return the update with the answer, which has the
-        bits that a single server finds, and with what adds up to the squares of the gradients of all rows."""
+        bits that a single server finds."""
         sum_up = pb.Order(sum_up=pb.SumUp(apply=order))
         asked = [await link.begin_to_ask("sums", sum_up) for link in self._links]
         question = store.ask(apply.version, apply.step, apply.contributions, apply.answer)
@@ -405,8 +405,8 @@ class LeadingRun(Run):
             sums = (await answer).sums
             told.append(sums.values)
             rows += sums.rows
-        found = answer_of(question, store.layout, question.material(store.layout), told)
-        return apply._replace(answer=tuple(found.tolist()), row_squares=tuple(rows))
+        found = answer_of(question, store.layout, question.material(store.layout), told, rows)
+        return apply._replace(answer=tuple(found.tolist()))
 
     async def begin_there(self, version: int | None = None) -> None:
         """Have the other partitions begin the job, or go back to a version of it.
@@ -439,10 +439,12 @@ class LeadingRun(Run):
         return [await link.begin_to_ask("saved", order) for link in self._links]
 
 
-def answer_of(question: Question, layout: Layout, own: Array, told: Sequence[bytes]) -> Array:
+def answer_of(
+    question: Question, layout: Layout, own: Array, told: Sequence[bytes], rows: Sequence[float] = ()
+) -> Array:
     """Return the answer to a question from the material of this server and that of the others in their order."""
     parts = [np.frombuffer(values, own.dtype).reshape(len(own), -1) for values in told]
-    return question.answer(layout, [own, *parts])
+    return question.answer(layout, [own, *parts], rows)
 
 
 async def _joined(own: memoryview, others: Sequence[AsyncIterator[pb.ReadReply]]) -> AsyncIterator[memoryview]:

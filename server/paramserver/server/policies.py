@@ -38,15 +38,17 @@ class Policy(NamedTuple):
 def make_policy(train: TrainSection) -> Policy:
     """Return the policy that a job asks for.
 
-    sync: rounds of all shards. Warning: as slow as the slowest shard. With a quorum the shards beyond it are backups
+    sync: rounds of all shards (Valiant, "A Bridging Model for Parallel Computation", 1990). Warning: as slow as the
+    slowest shard. With a quorum the shards beyond it are backups
     (Chen et al., "Revisiting Distributed Synchronous SGD", 2016). Warning: who counts is a matter of timing, and a
     shard that is always late hardly ever counts, which biases θ where shards differ.
 
     ssp: stale synchronous parallel (Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel
     Parameter Server", 2013, section 2). Warning: a worker that is slow for good slows all others down to its pace.
 
-    async: every contribution at once, or none older than `max_delay`. Warning: old gradients call for smaller rates,
-    and a bound below its usual delay keeps a shard from counting at all.
+    async: every contribution at once (Dean et al., "Large Scale Distributed Deep Networks", 2012, section 4.1), or none
+    older than `max_delay`. Warning: old gradients call for smaller rates, and a bound below its usual delay keeps a
+    shard from counting at all.
     """
     match train.mode:
         case "sync":

@@ -60,7 +60,11 @@ def weighted_mean(stack: Array, samples: Sequence[int]) -> Array:
 def clip_rows(stack: Array, bound: float, squares: Array) -> None:
     """Scale every row in place whose Euclidean norm is above `bound` down to it; `squares` are those of their norms.
 
-    Against few contributions of large norm; a hostile one within the bound still counts in full.
+        g ← g · min(1, bound/‖g‖)
+
+    Source: Sun et al., "Can You Really Backdoor Federated Learning?", 2019, there of the differences that clients send.
+
+    Warning: against few contributions of large norm; a hostile one within the bound still counts in full.
     """
     for row, square in zip(stack, squares, strict=True):
         factor = clip_factor(math.sqrt(square), bound)

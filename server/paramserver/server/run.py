@@ -522,14 +522,14 @@ class Run:
                 self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
-            case ev.Apply(version, step, contributions, answer, row_squares):
+            case ev.Apply(version, step, contributions, answer):
                 assert self.store is not None
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)
-                norm = self.store.apply(version, step, contributions, answer)
+                rows = self.tables.sum_up(contributions) if self.tables is not None and answer is None else ()
+                norm = self.store.apply(version, step, contributions, answer, rows)
                 if self.tables is not None:
-                    squares = self.tables.apply(version, step, contributions)
-                    norm = None if norm is None else math.hypot(norm, math.sqrt(math.fsum(row_squares or squares)))
+                    self.tables.apply(version, step, contributions, norm)
                 if self.provenance is not None and self.provenance.applied(effect):
                     tables = {} if self.tables is None else self.tables.contents()
                     self.provenance.hashed(version, theta_sha256(named(self.store.layout, self.store.theta, tables)))

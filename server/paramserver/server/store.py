@@ -208,9 +208,17 @@ class Store:
         return self.update.asking(self.theta, chunks, version, step, contributions, correct)
 
     def apply(
-        self, version: int, step: int, contributions: Sequence[Contribution], answer: Sequence[float] | None = None
+        self,
+        version: int,
+        step: int,
+        contributions: Sequence[Contribution],
+        answer: Sequence[float] | None = None,
+        rows: Sequence[float] = (),
     ) -> float | None:
-        """Update θ with the contributions, see `Update.asking`; or end what `ask` has begun, with the last answer."""
+        """Update θ with the contributions, see `Update.asking`; or end what `ask` has begun, with the last answer.
+
+        `rows` add up to the sum of squares of the gradients of rows of tables, which an answer has in it.
+        """
         replayed, self._replayed = self._replayed, ()
         for given in replayed:
             self.ask(version, step, contributions, answer)
@@ -222,7 +230,7 @@ class Store:
         self.is_whole = False
         self._segment.sequence[0] += 1
         try:
-            norm = alone(asking, self.layout, None if answer is None else np.array(answer))
+            norm = alone(asking, self.layout, None if answer is None else np.array(answer), rows)
         finally:
             # An odd number would keep readers waiting for an end that never comes.
             self._segment.sequence[0] += 1

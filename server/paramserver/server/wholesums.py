@@ -6,6 +6,7 @@ blocks sums its own; parts of a θ that was too small for that hand over what th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from itertools import accumulate, combinations
 from typing import NamedTuple, TypeVar
@@ -36,8 +37,11 @@ class Question(NamedTuple):
         for each vector."""
         return self._blocks(layout, self.vectors) if layout.is_on_grid else np.stack(list(self.vectors))
 
-    def answer(self, layout: Layout, parts: Sequence[Array]) -> Array:
-        """Return the answer; `parts` are the material of all servers in their order, `layout` is that of any."""
+    def answer(self, layout: Layout, parts: Sequence[Array], rows: Sequence[float] = ()) -> Array:
+        """Return the answer; `parts` are the material of all servers in their order, `layout` is that of any.
+
+        `rows` are added to each number: what adds up to the sum of squares of the rows of tables beside the vector.
+        """
         whole = np.concatenate(parts, axis=1)
         sums = whole if layout.is_on_grid else self._blocks(layout.whole, whole)
         ends: list[int] = []
@@ -45,11 +49,12 @@ class Question(NamedTuple):
             counts = (-(-tensor.size // NORM_BLOCK) for tensor in layout.whole.tensors)
             ends = list(accumulate(counts))[:-1]
         with np.errstate(over="ignore"):
-            return np.array([np.add.reduce(own) for row in sums for own in np.split(row, ends)], np.float64)
+            found = np.array([np.add.reduce(own) for row in sums for own in np.split(row, ends)], np.float64)
+            return found + math.fsum(rows)
 
-    def alone(self, layout: Layout) -> Array:
+    def alone(self, layout: Layout, rows: Sequence[float] = ()) -> Array:
         """Return the answer where this server holds all."""
-        return self.answer(layout, [self.material(layout)])
+        return self.answer(layout, [self.material(layout)], rows)
 
     def _blocks(self, layout: Layout, vectors: Sequence[Array] | Array) -> Array:
         """Return the sums of the blocks, shape (rows, blocks)."""
@@ -64,12 +69,15 @@ class Question(NamedTuple):
 Asking = Generator[Question, Array, T]
 
 
-def alone(asking: Asking[T], layout: Layout, answer: Array | None = None) -> T:
-    """Carry a computation out where this server holds all of θ, or has the answer to the last question."""
+def alone(asking: Asking[T], layout: Layout, answer: Array | None = None, rows: Sequence[float] = ()) -> T:
+    """Carry a computation out where this server holds all of θ, or has the answer to the last question.
+
+    `rows` are those of `Question.answer`: jobs with tables ask for the norm of the whole gradient and nothing else.
+    """
     try:
         question = next(asking) if answer is None else asking.send(answer)
         while True:
-            question = asking.send(question.alone(layout))
+            question = asking.send(question.alone(layout, rows))
     except StopIteration as end:
         found: T = end.value
         return found

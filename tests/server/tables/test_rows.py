@@ -15,6 +15,7 @@ from paramserver.server.tables import rows as rows_module
 from paramserver.server.tables.rows import SWEEPS, Bounds, Rows
 from paramserver.wire.job import OptimizerSection
 from paramserver.wire.tables import Table, initial_rows
+from server.test_optimizers import CASES, SCALAR
 
 OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "sgd"},
@@ -92,6 +93,27 @@ def test_updates_give_the_bits_of_rows_updated_one_at_a_time(
     section: dict[str, Any], updates: list[tuple[set[int], int]]
 ) -> None:
     run(make(section), Naive(section), updates)
+
+
+@pytest.mark.parametrize("case", [case for case, section in CASES.items() if section["name"] in SCALAR])
+def test_a_row_follows_the_scalar_formulas_over_the_updates_that_name_it(case: str) -> None:
+    """A hundred updates, of which each names about half of the rows; Adam and Yogi count those that do not as well."""
+    section, table = OptimizerSection(**CASES[case]), Table(2, 0.5)
+    rows = Rows("t", table, 7, np.dtype(np.float64), make_optimizer(section))
+    keys, rng = np.arange(-3, 9), np.random.default_rng(4)
+    first = rows.read(keys)
+    gradients = rng.normal(size=(100, keys.size, 2))
+    named = rng.random((100, keys.size)) < 0.5
+    rates = section.learning_rate / (1 + (0.0 if section.name == "ftrl" else 0.01) * np.arange(100))
+    for number, (own, gradient, rate) in enumerate(zip(named, gradients, rates.tolist(), strict=True), start=1):
+        rows.update(keys[own], gradient[own], StepInfo(number, rate))
+    found = rows.read(keys)
+    for place, column in np.ndindex(found.shape):
+        own = named[:, place]
+        numbers = {"numbers": (np.flatnonzero(own) + 1).tolist()} if section.name in ("adam", "adamw", "yogi") else {}
+        start, own_gradients = float(first[place, column]), gradients[own, place, column].tolist()
+        expected = SCALAR[section.name](start, section, own_gradients, rates[own].tolist(), **numbers)
+        assert found[place, column] == pytest.approx(expected, rel=1e-10, abs=1e-13)
 
 
 @given(updates=UPDATES, max_rows=st.integers(0, 30), max_age=st.integers(0, 12))

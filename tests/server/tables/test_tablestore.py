@@ -36,13 +36,17 @@ def read(store: TableStore, keys: Array = KEYS) -> Array:
 
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 @pytest.mark.parametrize("train", [{"mode": "sync"}, {"mode": "async", "staleness_scaling": True}])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "ftrl"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "sgd"}, {"name": "adam"}, {"name": "ftrl"}, {"name": "adam", "clip_norm": 0.3}],
+    ids=lambda optimizer: "-".join(map(str, optimizer.values())),
+)
 def test_a_table_whose_rows_are_all_pushed_has_the_bits_of_a_dense_tensor(
-    optimizer: str, train: dict[str, Any], reduce: str
+    optimizer: dict[str, Any], train: dict[str, Any], reduce: str
 ) -> None:
     job = make_job(
         train={"reduce": reduce, **train},
-        optimizer={"name": optimizer, "schedule": "constant" if optimizer == "ftrl" else "cosine"},
+        optimizer={**optimizer, "schedule": "constant" if optimizer["name"] == "ftrl" else "cosine"},
     )
     tables = TableStore(job, {"t": TABLE}, total_steps=9)
     first = initial_rows(0, "t", TABLE, KEYS, np.dtype(np.float32))
@@ -55,8 +59,9 @@ def test_a_table_whose_rows_are_all_pushed_has_the_bits_of_a_dense_tensor(
             gradient = rng.standard_normal(first.shape).astype(np.float32)
             tables.hold(shard, {0: (KEYS, gradient)})
             dense.incoming.hold(shard, dense.cut(gradient.ravel()))
-        tables.apply(version, version, contributions)
-        dense.apply(version, version, contributions)
+        norm = dense.apply(version, version, contributions)
+        assert norm is None or norm > job.optimizer.clip_norm
+        tables.apply(version, version, contributions, norm)
     np.testing.assert_array_equal(read(tables), dense.layout.views(dense.theta)["t"])
 
 
@@ -93,7 +98,7 @@ def test_the_norm_is_that_of_the_gradient_over_all_tables() -> None:
     job = make_job(stop={"tolerance": 1e-6})
     store = TableStore(job, {"t": TABLE, "u": Table(1)}, 9)
     store.hold(0, {0: (KEYS[:1], np.full((1, 3), 2.0, np.float32)), 1: (KEYS[:1], np.full((1, 1), 4.0, np.float32))})
-    assert store.apply(1, 1, [contribution(0, 2)]) == [3 + 4]
+    assert store.sum_up([contribution(0, 2)]) == [3 + 4]
 
 
 def test_contributions_that_a_new_policy_takes_back_are_forgotten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from scipy.sparse import csr_array
 from paramserver.client.evaluate import evaluate
 from paramserver.wire.errors import TaskError
 from paramserver.wire.job import Job
-from paramserver.wire.tables import tensor_names
+from paramserver.wire.tables import initial_rows, tensor_names
 from paramserver.worker.batches import Batch
+from paramserver.worker.learner import Learner
 from paramserver.worker.shard import open_test
 from paramserver.worker.tasks import load_task, loss_and_gradient
 from paramserver.worker.tasks.sparse import sum_rows
@@ -109,6 +111,87 @@ def test_dense_data_and_wrong_labels_are_named() -> None:
     task = load_task("matrix_factorization", {})
     with pytest.raises(TaskError, match="two keys for each example"):
         keys_of(task, declared_tables(task), make_batch("", 0))
+
+
+#: From θ, keys and values of an example, and its label, to what the gradient is in each place of θ.
+Slope = Callable[[dict[str, Any], tuple[Any, Any], float], dict[Any, Any]]
+
+
+def one_process(job: Job, slope: Slope) -> dict[str, Any]:
+    """Descend the mean gradient of every round, with a row for each key; `slope` is that of one example."""
+    learner = Learner(job)
+    surveys = [learner.survey(shard) for shard in range(job.data.shards)]
+    learner.prepare(max(survey.classes for survey in surveys), None)
+    keys, dtype = np.arange(80), np.dtype(np.float64)
+    rows: dict[str, Any] = {
+        name: dict(enumerate(initial_rows(job.train.seed, name, table, keys, dtype)))
+        for name, table in learner.tables.items()
+    }
+    theta = rows | {name: value.copy() for name, value in learner.initial(0).items()}
+    assert job.train.steps is not None
+    for step in range(job.train.steps):
+        batches = [learner.batch(shard, step) for shard in range(job.data.shards)]
+        total: dict[Any, Any] = {}
+        for batch in batches:
+            for i in range(batch.n):
+                own = slice(batch.x.indptr[i], batch.x.indptr[i + 1])
+                for place, value in slope(theta, (batch.x.indices[own], batch.x.data[own]), batch.y[i]).items():
+                    total[place] = total.get(place, 0.0) + value / sum(b.n for b in batches)
+        for place, value in total.items():
+            array = theta[place[0]][place[1]] if len(place) == 2 else theta[place[0]]
+            array -= job.optimizer.learning_rate * value
+    return theta
+
+
+def factorization_slope(theta: dict[str, Any], example: tuple[Any, Any], y: float) -> dict[Any, Any]:
+    """Rendle 2010, equation 1, with the log loss."""
+    keys, x = example
+    w, v = [theta["w"][key][0] for key in keys], [theta["v"][key] for key in keys]
+    pairs = [(a, b) for a in range(x.size) for b in range(x.size) if a != b]
+    score = theta["b"][0] + sum(w * x) + sum(v[a] @ v[b] * x[a] * x[b] for a, b in pairs) / 2
+    error = 1 / (1 + np.exp(-score)) - y
+    found: dict[Any, Any] = {("b",): error}
+    for a, key in enumerate(keys):
+        found["w", key] = error * x[a]
+        found["v", key] = error * sum((v[b] * x[a] * x[b] for b in range(x.size) if b != a), np.zeros(v[a].size))
+    return found
+
+
+def ratings_slope(theta: dict[str, Any], example: tuple[Any, Any], y: float) -> dict[Any, Any]:
+    """Koren, Bell & Volinsky 2009, equation 5, without its regularization."""
+    (user, film), _ = example
+    p, q = theta["factors"][user], theta["factors"][film]
+    error = 2 * (theta["mean"][0] + p[0] + q[0] + p[1:] @ q[1:] - y)
+    return {
+        ("mean",): error,
+        ("factors", user): error * np.array([1, *q[1:]]),
+        ("factors", film): error * np.array([1, *p[1:]]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("use", "source", "slope"),
+    [
+        ("factorization_machine", "server.sparsetask:words", factorization_slope),
+        ("matrix_factorization", "conformance.models:ratings", ratings_slope),
+    ],
+)
+def test_a_training_is_that_of_one_process(use: str, source: str, slope: Slope) -> None:
+    job = Job.from_dict(
+        {
+            "task": {"use": use, "options": {"rank": 2, "scale": 0.3}},
+            "data": {"source": source, "shards": 3, "batch_size": 10},
+            "train": {"steps": 8, "dtype": "float64"},
+        }
+    )
+    training, expected = Training(job).finish(at_once, at_once), one_process(job, slope)
+    for name, value in training.theta.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-9)
+    assert training.run.tables is not None
+    for name, contents in training.run.tables.contents().items():
+        assert contents.keys.size > 15
+        for key, row in zip(contents.keys.tolist(), contents.rows, strict=True):
+            np.testing.assert_allclose(row, expected[name][key], rtol=1e-9, atol=1e-14)
 
 
 def train(use: str, options: dict[str, Any], data: dict[str, Any], **sections: Any) -> tuple[dict[str, Any], Any]:

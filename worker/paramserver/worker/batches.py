@@ -80,6 +80,8 @@ def epoch_order(seed: int, shard: int, epoch: int, rows: int) -> NDArray[np.int6
     It is the stable argsort of the first `rows` words of Philox4x64-10 with the 128-bit key
     (seed · 2³² + shard, epoch), lower word first. Source: Salmon et al., "Parallel random numbers: as easy
     as 1, 2, 3" (SC 2011).
+
+    Warning: rows never change their shard, so that batches of rows that stand together in the data stay alike.
     """
     key = np.array([(seed << 32) | shard, epoch], dtype=np.uint64)
     words = np.random.Philox(key=key).random_raw(rows)

@@ -451,7 +451,9 @@ class Trainer:
         if push.shared:
             return [[] for _ in range(1 + len(self._partitions))]
         if self._encoder is not None:
-            return self._encoder.encode(flat, push.shard, push.step)
+            # A server without a part of a small θ hears of the contribution too.
+            nothing = [(0, np.empty(0, np.uint8))]
+            return [pieces or nothing for pieces in self._encoder.encode(flat, push.shard, push.step)]
         own = in_chunks(self._partitions.own(flat), self._chunk_bytes)
         return [own, *self._partitions.in_chunks(flat, self._chunk_bytes)]
 

@@ -50,5 +50,8 @@ def clip_factor(gradient_norm: float, clip_norm: float) -> float:
 
     Source: Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013,
     algorithm 1.
+
+    Warning: a bound well below the usual norm makes every step as long, and so is a smaller learning rate that does
+    not fall as training converges.
     """
     return clip_norm / gradient_norm if 0 < clip_norm < gradient_norm else 1.0

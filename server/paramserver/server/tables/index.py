@@ -3,6 +3,8 @@
 The index holds nothing but places (4 bytes a slot); the keys themselves lie in the table's own column. All keys of a
 batch are looked for at once, so that numpy's loops do the work; a compiled loop over the keys was no faster, since
 both wait for memory.
+
+Source: Knuth, "The Art of Computer Programming", volume 3, section 6.4.
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ class Rows:
         name, table, seed, dtype: what the initial rows are made of.
         optimizer: updates rows elementwise.
         bounds: what is forgotten, and when.
+
+    Source: lazy updates are those of torch.optim.SparseAdam: a row without a gradient is not touched.
+
+    Warning: so its momentum does not decay and weight decay does not shrink it, and a row that comes back after long
+    moves by an old velocity.
     """
 
     def __init__(

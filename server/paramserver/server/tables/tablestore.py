@@ -9,11 +9,13 @@ import numpy as np
 
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import make_optimizer
+from paramserver.server.optimizers.norms import clip_factor
 from paramserver.server.place import Place
 from paramserver.server.store import CHUNK_BYTES
 from paramserver.server.tables.arriving import Parts, check_keys
 from paramserver.server.tables.rows import Bounds, Contents, Rows
 from paramserver.server.update import how, mean_scale
+from paramserver.server.wholesums import measures
 from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
@@ -69,6 +71,10 @@ class TableStore:
         check_keys(keys, self.place)
         return rows.read(keys)
 
+    def rows_of(self, number: int, keys: Keys) -> Array:
+        """Return the rows of these keys of a table by its number, shape (n, dim), as they are now."""
+        return self._rows[number].read(keys)
+
     def hold(self, shard: int, parts: Parts) -> None:
         """Take the rows of the shard's next contribution; they stay until `apply` takes them."""
         self._held[shard] = parts
@@ -80,33 +86,38 @@ class TableStore:
             self._held.clear()
 
     def sum_up(self, contributions: Sequence[Contribution]) -> list[float]:
-        """Add up the contributions that `apply` is to be given next, and return what it will."""
+        """Add up the contributions that `apply` is to be given next.
+
+        Return numbers that add up exactly to the sum of the squares of their gradient, 0 if the job needs no norm.
+        """
         scale = mean_scale(self._job, contributions)
         held = [self._held.pop(c.shard) for c in contributions]
         self._summed, squares = [], [0.0]
         for number, rows in enumerate(self._rows):
             summed = sum_by_key([parts[number] for parts in held if number in parts], rows.table.dim, self.dtype)
             self._summed.append(summed)
-            if self._job.stop.tolerance:
+            if measures(self._job):
                 with np.errstate(over="ignore"):
                     squares += np.square(np.multiply(summed[1], scale, dtype=np.float64)).sum(axis=1).tolist()
         return exactly(squares)
 
-    def apply(self, version: int, step: int, contributions: Sequence[Contribution]) -> list[float]:
-        """Update the rows that the contributions name; return numbers that add up exactly to the sum of the squares of
-        their gradient, 0 if the job needs no norm.
+    def apply(self, version: int, step: int, contributions: Sequence[Contribution], norm: float | None = None) -> None:
+        """Update the rows that the contributions name; `norm` is that of the whole gradient, if the job needs it.
 
         Contributions are added in the order given, so that the bits do not depend on the order of arrival, and
-        weighted as those of the dense parameters are.
+        weighted and clipped as those of the dense parameters are.
         """
-        squares = self.sum_up(contributions) if self._summed is None else []
+        if self._summed is None:
+            self.sum_up(contributions)
         assert self._summed is not None
         info, scale, freshness = how(self._job, self._total_steps, version, step, contributions)
+        factor = 1.0 if norm is None else clip_factor(norm, self._job.optimizer.clip_norm)
         for rows, (keys, gradient) in zip(self._rows, self._summed, strict=True):
             gradient *= scale * freshness
+            if factor != 1.0:
+                gradient *= factor
             rows.update(keys, gradient, info)
         self._summed = None
-        return squares
 
     def contents(self) -> dict[str, Contents]:
         """Return copies of all tables, by name."""
