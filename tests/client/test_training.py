@@ -116,7 +116,7 @@ def test_two_workers_learn_digits(tmp_path: Path, mode: str) -> None:
 
 def test_a_worker_that_is_killed_changes_no_bit(tmp_path: Path) -> None:
     (tmp_path / "mortal.py").write_text(
-        "import os, signal\n"
+        "import os, signal, time\n"
         "from pathlib import Path\n"
         "from paramserver.worker.tasks.linear import LinearRegression\n"
         "class Mortal(LinearRegression):\n"
@@ -124,9 +124,12 @@ def test_a_worker_that_is_killed_changes_no_bit(tmp_path: Path) -> None:
         "    def loss_and_grad(self, params, batch):\n"
         "        self.computed += 1\n"
         "        mark = Path(__file__).with_name('killed')\n"
+        "        seen = Path(__file__).with_name('a') / 'logs' / 'supervisor.log'\n"
         "        if self.computed == 50 and not mark.exists():\n"
         "            mark.touch()\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        while self.computed > 60 and mark.exists() and not seen.exists():\n"
+        "            time.sleep(0.01)\n"
         "        return super().loss_and_grad(params, batch)\n"
     )
     job = changed(task={"use": "mortal.py:Mortal"}, train={"steps": 200})

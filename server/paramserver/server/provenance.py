@@ -178,9 +178,13 @@ class Origins:
         if not self.file.exists():
             raise RequestError(f"{folder} holds no {FILE}: nothing is known of its versions")
         self._connection = self._guarded(lambda: sqlite3.connect(f"file:{self.file}?mode=rw", uri=True))
-        rows = self._query("SELECT job_id, job FROM job")
-        if len(rows) != 1:
-            raise RequestError(f"{self.file} names no job")
+        try:
+            rows = self._query("SELECT job_id, job FROM job")
+            if len(rows) != 1:
+                raise RequestError(f"{self.file} names no job")
+        except RequestError:
+            self.close()
+            raise
         self.job_id: str = rows[0][0]
         self.job = Job.from_json(rows[0][1])
 

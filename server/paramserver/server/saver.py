@@ -94,11 +94,7 @@ class Saver:
         if self._log is not None:
             self._log.snapshot_wanted = lambda: None
         await self.settled()
-        if self._wanted is not None:
-            self._wanted.cancel()
-        self._thread.shutdown()
-        if self._log is not None:
-            await self._log.close()
+        await self._end()
 
     async def close(self) -> None:
         """Save what is new and end."""
@@ -107,6 +103,9 @@ class Saver:
         if self._due():
             self._take()
             await self.settled()
+        await self._end()
+
+    async def _end(self) -> None:
         if self._wanted is not None:
             self._wanted.cancel()
         self._thread.shutdown()

@@ -54,6 +54,9 @@ TRANSPORTS = ("auto", "shm", "stream", "grpc")
 #: which saves two thread switches.
 INLINE_S = 0.02
 
+#: A step that took longer than this is worth a message of its own: the server looks at it while the next is computed.
+TOGETHER_S = 0.001
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -397,7 +400,7 @@ class Trainer:
 
     def _fit_one_message(self, work: pb.Work) -> bool:
         """Whether the contributions are several, soon computed and so small that each is not worth a message."""
-        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > INLINE_S:
+        if len(work.assignments) < 2 or self._replica is None or self._last_step_s > TOGETHER_S:
             return False
         if self._described or self._partitions:
             return False
