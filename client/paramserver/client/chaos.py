@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LONGEST_FREEZE_S = 0.5
 
 #: The last kill is due after this share of the steps, since there must be time for what is due when nobody is alive.
-LAST_KILL = 0.9
+LAST_KILL = 0.7
 
 #: Snapshots are taken at least this often, so that most recoveries are from the middle of the run.
 SNAPSHOT_EVERY_S = 0.25

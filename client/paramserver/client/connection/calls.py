@@ -19,7 +19,7 @@ T = TypeVar("T")
 CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 250),
     # A job with tens of thousands of shards has a long status; parameters travel in chunks anyway.
     ("grpc.max_receive_message_length", -1),
     # A proxy for web pages cannot carry this traffic, and a variable of the shell must not divert it.
@@ -27,7 +27,7 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 _FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 0.5
 
 
 class Call(Protocol[T_co]):
