@@ -68,7 +68,8 @@ def known(mushrooms: Path | None) -> list[Known]:
         data = {"source": images[0], "test": images[1]}
         found.append(Known("Fashion-MNIST", 0.83, "softmax_regression", {}, data, 15, slow(0.3), slow(0.1)))
     if mushrooms is not None:
-        data = {"source": str(mushrooms / "agaricus.txt.train"), "test": str(mushrooms / "agaricus.txt.test")}
+        files = [str(mushrooms.resolve() / f"agaricus.txt.{part}") for part in ("train", "test")]
+        data = {"source": files[0], "test": files[1]}
         found.append(Known("mushrooms", 0.99, "logistic_regression", {}, data, 30, slow(4.0), slow(1.0)))
     return found
 
