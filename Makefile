@@ -56,8 +56,8 @@ experiments: $(READY) ## repeat the studies of docs/experiments.md (under a quar
 durability: $(READY) ## what snapshots and the log cost, and how soon a death is made good (some minutes)
 	$(BIN)/python -m benchmarks.durability --write
 
-# The bits four times fifty kills over one transport or both at once; in async mode every step is counted.
-kills: $(READY) ## 200 kill -9 of servers and workers over both transports, with freezes and faulty messages
+# Four times fifty kills over one transport or both at once compare the bits; in async mode every step is counted.
+kills: $(READY) ## 250 kill -9 of servers and workers over both transports, with freezes and faulty messages
 	@set -e; for how in "--seed 1 --transport auto" "--seed 2 --transport stream" "--seed 3 --transport mixed" \
 	    "--seed 4 --transport mixed" "--seed 5 --mode async"; do \
 	    echo "paramserver chaos examples/chaos.toml --kills 50 $$how"; \
