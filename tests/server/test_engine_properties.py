@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from paramserver.server import events as ev
 from paramserver.server.engine import Engine
 from paramserver.server.events import Assignment, Code, Contribution, Kind
+from paramserver.server.pace import HEARTBEATS_PER_LEASE
 from paramserver.wire.job import Job
 
 LEASE_S = 10.0
@@ -570,8 +571,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def tick(self) -> None:
         for worker, heard in self.model.last_heard.items():
-            # Three heartbeats as it was told, and never longer than a lease.
-            limit_s = min(LEASE_S, 3 * self.model.heartbeat_s.get(worker, math.inf))
+            # As many heartbeats as it was told, and never longer than a lease.
+            limit_s = min(LEASE_S, HEARTBEATS_PER_LEASE * self.model.heartbeat_s.get(worker, math.inf))
             # The sum, as the engine has it: a difference could round to less.
             if worker in self.model.connected and not self.model.over and self.now >= heard + limit_s:
                 self.model.silent.add(worker)

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from paramserver.server.events import Apply
-from paramserver.server.logformat import Record, SegmentName, encode, opening, safe_note
+from paramserver.server.logformat import MARK_BYTES, Record, SegmentName, encode, opening, safe_note
 from paramserver.server.replay import segments
 from paramserver.server.run import Run
 from paramserver.server.session import Session
@@ -65,6 +65,15 @@ class _Begin(NamedTuple):
     train: TrainSection
     #: The log has everything from the last safe version to `base`; otherwise a snapshot has to be safe first.
     continues: bool
+    mark: bytes
+
+
+class _Framed(NamedTuple):
+    """A contribution as it will lie in the segment that was begun before it."""
+
+    version: int
+    pieces: list[bytes | memoryview]
+    nbytes: int
 
 
 class _Anchor(NamedTuple):
@@ -73,7 +82,7 @@ class _Anchor(NamedTuple):
     version: int
 
 
-_Entry = Record | _Begin | _Anchor
+_Entry = _Framed | _Begin | _Anchor
 
 
 class _Held(NamedTuple):
@@ -123,6 +132,8 @@ class Log:
         #: Contributions are being logged; False in sync mode, before the first θ, and after a failure.
         self._active = False
         self._closed = False
+        #: Of the newest segment, and the bytes of contributions in it.
+        self._mark = b""
         self._bytes = 0
         #: Work that waits, in order, until the version in front is safe, …
         self._work: deque[_Held] = deque()
@@ -162,8 +173,10 @@ class Log:
         (contribution,) = applied.contributions
         pieces = [piece.data.cast("B") for piece in store.contribution(contribution.shard) if piece.size]
         answers = store.answers(applied.answer)
-        self._add(Record(applied.version, applied.step, elapsed_s, contribution, pieces, answers))
-        size = sum(piece.nbytes for piece in pieces)
+        record = Record(applied.version, applied.step, elapsed_s, contribution, pieces, answers)
+        size = record.nbytes
+        # Not in the thread: the little Python that this is would cost both of them many changes of turn.
+        self._add(_Framed(record.version, encode(self._mark, record, self._safe_here), size))
         self._ahead = min(AHEAD_VERSIONS, AHEAD_BYTES // max(1, size))
         before = self._bytes
         self._bytes += size
@@ -251,9 +264,10 @@ class Log:
     def _begin(self, continues: bool) -> None:
         version = self._run.engine.version
         self._active, self._bytes, self._error = True, 0, ""
+        self._mark = os.urandom(MARK_BYTES)
         if not continues:
             self._anchor, self._promised = version, max(self._promised, version)
-        self._add(_Begin(version, self._run.job.train, continues))
+        self._add(_Begin(version, self._run.job.train, continues, self._mark))
 
     @contextmanager
     def _urgently(self) -> Iterator[None]:
@@ -270,7 +284,7 @@ class Log:
             # A snapshot that was begun before has come late.
             return
         self._pending.append(entry)
-        if isinstance(entry, Record):
+        if isinstance(entry, _Framed):
             self._pending_bytes += entry.nbytes
         self._see_to_it()
 
@@ -291,7 +305,7 @@ class Log:
         """Whether somebody waits for what is pending, or it is more than contributions, or many of them."""
         if self._waiting or self._told or self._work or self._pending_bytes >= LINGER_BYTES:
             return True
-        return not isinstance(self._pending[-1], Record)
+        return not isinstance(self._pending[-1], _Framed)
 
     def _write(self) -> None:
         group, self._pending, self._pending_bytes = self._pending, [], 0
@@ -358,9 +372,9 @@ class _Writer:
         try:
             for entry in group:
                 match entry:
-                    case Record() if self._name is not None:
-                        self._buffers += encode(self._name.mark, entry, self._safe)
-                        self._written = entry.version
+                    case _Framed(version, pieces) if self._name is not None:
+                        self._buffers += pieces
+                        self._written = version
                     case _Begin():
                         self._sync()
                         self._open(entry)
@@ -399,7 +413,7 @@ class _Writer:
     def _open(self, begin: _Begin) -> None:
         self.close()
         serial = max((name.serial for name, _ in segments(self._directory.path, self._job)), default=0) + 1
-        name = SegmentName(serial, self._job, begin.base, os.urandom(8))
+        name = SegmentName(serial, self._job, begin.base, begin.mark)
         self._file = os.open(
             self._directory.path / str(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666
         )

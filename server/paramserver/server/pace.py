@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from paramserver.server.leases import WorkerState
 from paramserver.wire.job import ServerSection
 
-#: A lease outlives two lost heartbeats.
-HEARTBEATS_PER_LEASE = 3
+#: A lease outlives a lost heartbeat, and the next one's being late; it leaves time for the shards to be in other hands
+#: before three are over.
+HEARTBEATS_PER_LEASE = 2.75
 
 #: However short the steps: a process may have to wait so long for a busy machine without being broken.
 SHORTEST_HEARTBEAT_S = 0.5
