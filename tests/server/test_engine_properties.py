@@ -284,7 +284,7 @@ class EngineMachine(RuleBasedStateMachine):
         match effect:
             case ev.Grant(worker, version, assignments, heartbeat_s):
                 if heartbeat_s is not None:
-                    assert 0.5 <= heartbeat_s <= LEASE_S / 3
+                    assert 0.5 <= heartbeat_s <= LEASE_S / HEARTBEATS_PER_LEASE
                     model.heartbeat_s[worker] = heartbeat_s
                 model.owes_since[worker] = self.now
                 assert worker in model.usable()
@@ -370,7 +370,7 @@ class EngineMachine(RuleBasedStateMachine):
                 model.pins[shard] = worker
             model.connected[worker] = (accepts, pinned)
             model.last_heard[worker] = self.now
-            model.heartbeat_s[worker] = LEASE_S / 3
+            model.heartbeat_s[worker] = LEASE_S / HEARTBEATS_PER_LEASE
             model.owes_since[worker] = self.now
             model.readers[worker] = accepts
             model.silent.discard(worker)
