@@ -349,8 +349,8 @@ MUTATIONS = (
     Mutation(
         "call safe what the coordinator alone has logged",
         "server.log:Log.safe",
-        "min(self._safe_here, min((safe for safe, _ in self._elsewhere.values()), default=self._safe_here))",
-        "self._safe_here",
+        "min(self._on_disk)",
+        "self._on_disk[0]",
         LOGGED_SERVERS,
     ),
     Mutation(

@@ -117,18 +117,16 @@ class Log:
         self._writing = False
         #: How many wait for all to be safe that is counted by now.
         self._waiting = 0
-        #: Versions up to this one are on this server's disk, …
-        self._safe_here = run.engine.version
-        #: … and on those of the other partitions, by number, with what is wrong there.
-        self._elsewhere = dict.fromkeys(range(1, others + 1), (run.engine.version, ""))
+        #: Versions up to these are on the disks of the partitions, by number; this one's is the first.
+        self._on_disk = [run.engine.version] * (1 + others)
+        #: Why nothing is written there at the moment; empty where all is well.
+        self._errors = [""] * (1 + others)
         #: The newest version that has to be safe before it is spoken of; rounds made later need not be.
         self._promised = run.engine.version
         #: How far that may be ahead while work is handed out.
         self._ahead = AHEAD_VERSIONS
         #: Until a snapshot of this version is on the disk, nothing from it on is safe; None if there is one.
         self._anchor: int | None = None
-        #: Why nothing is written here at the moment; empty if all is well.
-        self._error = ""
         #: Contributions are being logged; False in sync mode, before the first θ, and after a failure.
         self._active = False
         self._closed = False
@@ -147,12 +145,12 @@ class Log:
     @property
     def safe(self) -> int:
         """Versions up to this one survive whatever happens to processes and power."""
-        return min(self._safe_here, min((safe for safe, _ in self._elsewhere.values()), default=self._safe_here))
+        return min(self._on_disk)
 
     @property
     def error(self) -> str:
         """Why nothing becomes safe at the moment; empty if all is well."""
-        return self._error or next((error for _, error in self._elsewhere.values() if error), "")
+        return next(filter(None, self._errors), "")
 
     @property
     def _in_rounds(self) -> bool:
@@ -176,7 +174,7 @@ class Log:
         record = Record(applied.version, applied.step, elapsed_s, contribution, pieces, answers)
         size = record.nbytes
         # Not in the thread: the little Python that this is would cost both of them many changes of turn.
-        self._add(_Framed(record.version, encode(self._mark, record, self._safe_here), size))
+        self._add(_Framed(record.version, encode(self._mark, record, self._on_disk[0]), size))
         self._ahead = min(AHEAD_VERSIONS, AHEAD_BYTES // max(1, size))
         before = self._bytes
         self._bytes += size
@@ -209,9 +207,9 @@ class Log:
 
     def reported(self, partition: int, safe: int, error: str) -> None:
         """Take note of what another partition says of its log."""
-        if error and error != self._elsewhere[partition][1]:
+        if error and error != self._errors[partition]:
             log.error("partition %d: %s; training waits for the disk", partition, error)
-        self._elsewhere[partition] = safe, error
+        self._on_disk[partition], self._errors[partition] = safe, error
         if error:
             self.snapshot_wanted()
         self._look()
@@ -229,15 +227,15 @@ class Log:
         with self._urgently():
             while self._writing or self._pending:
                 await self._moved.wait()
-        if self._error:
-            raise StateError(self._error)
+        if self._errors[0]:
+            raise StateError(self._errors[0])
 
     def snapshot_begun(self) -> None:
         """Take note that a snapshot of the current version is on its way: contributions go to a new segment."""
         if self._logs:
             self._begin(continues=self._active)
         else:
-            self._active, self._error = False, ""
+            self._active, self._errors[0] = False, ""
 
     def snapshot_saved(self, version: int) -> None:
         """Take note that the snapshot of this version is on the disk."""
@@ -248,7 +246,7 @@ class Log:
     def snapshot_failed(self, reason: str) -> None:
         """Take note that a snapshot could not be written; one that the log needs is asked for again."""
         if self._anchor is not None:
-            self._active, self._error = False, reason
+            self._active, self._errors[0] = False, reason
             self.snapshot_wanted()
             self._look()
 
@@ -256,14 +254,14 @@ class Log:
         """Write what is left, and end; whoever waits for more is told."""
         with suppress(StateError):
             await self.written()
-        self._active, self._closed, self._error = False, True, self._error or "the log was closed"
+        self._active, self._closed, self._errors[0] = False, True, self._errors[0] or "the log was closed"
         self._wake()
         self._thread.shutdown()
         self._writer.close()
 
     def _begin(self, continues: bool) -> None:
         version = self._run.engine.version
-        self._active, self._bytes, self._error = True, 0, ""
+        self._active, self._bytes, self._errors[0] = True, 0, ""
         self._mark = os.urandom(MARK_BYTES)
         if not continues:
             self._anchor, self._promised = version, max(self._promised, version)
@@ -290,15 +288,14 @@ class Log:
 
     def _see_to_it(self) -> None:
         """Have what is pending written in a while, or soon; what else this turn of the loop brings belongs to it."""
-        if self._writing or not self._pending:
+        if self._writing or not self._pending or self._is_due:
             return
-        loop = asyncio.get_running_loop()
-        if self._is_urgent and not self._is_due:
+        if self._is_urgent:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer, self._is_due = loop.call_soon(self._write), True
+            self._timer, self._is_due = asyncio.get_running_loop().call_soon(self._write), True
         elif self._timer is None:
-            self._timer = loop.call_later(self._linger_s, self._write)
+            self._timer = asyncio.get_running_loop().call_later(self._linger_s, self._write)
 
     @property
     def _is_urgent(self) -> bool:
@@ -317,7 +314,7 @@ class Log:
         self._writing = False
         error = done.exception()
         if error is None:
-            self._safe_here = done.result()
+            self._on_disk[0] = done.result()
         elif isinstance(error, OSError):
             self._failed(error)
         else:
@@ -341,10 +338,10 @@ class Log:
 
     def _failed(self, error: OSError) -> None:
         # What a failed sync has left on the disk nobody knows, so this segment is not written to again.
-        self._active, self._error = False, f"the log cannot be written: {error.strerror}"
+        self._active, self._errors[0] = False, f"the log cannot be written: {error.strerror}"
         self._pending = [entry for entry in self._pending if isinstance(entry, _Anchor)]
         self._pending_bytes = 0
-        log.error("%s; training waits for the disk", self._error)
+        log.error("%s; training waits for the disk", self._errors[0])
         self.snapshot_wanted()
 
 
