@@ -47,7 +47,7 @@ def test_the_bits_of_a_round_do_not_depend_on_the_order_of_arrival(data: st.Data
     for round_number in range(2):
         values = gradients(round_number, shards, size, dtype)
         for shard in data.draw(st.permutations(range(shards)), "arrival"):
-            reduction.hold(shard, pieces(values[shard], chunk))
+            reduction.hold(shard, pieces(values[shard], chunk), data.draw(st.booleans(), "is lent"))
         summed = np.concatenate(added_up(reduction.take(range(shards))))
         assert summed.tobytes() == in_order(values).tobytes()
 
@@ -76,6 +76,13 @@ def test_contributions_that_had_their_turn_are_let_go() -> None:
     assert [len(terms) for terms in reduction.take([0, 1, 2, 3])] == [2]
 
 
+def test_contributions_that_take_no_memory_are_added_up_at_last() -> None:
+    reduction = RoundSum(4, 2, 2, np.dtype("float64"))
+    for shard in range(4):
+        reduction.hold(shard, pieces(np.ones(2), 2), is_lent=True)
+    assert [len(terms) for terms in reduction.take([0, 1, 2, 3])] == [4]
+
+
 def test_separate_hands_out_each_contribution_alone() -> None:
     reduction = Separate()
     reduction.hold(0, pieces(np.array([2.0, 4.0]), 1))
@@ -95,6 +102,6 @@ def test_a_round_of_some_shards_is_their_sum(kind: str, data: st.DataObject) -> 
         values = gradients(round_number, shards, 5, "float32")
         named = sorted(data.draw(st.sets(st.integers(0, shards - 1), min_size=1), "named"))
         for shard in data.draw(st.permutations(named), "order of arrival"):
-            reduction.hold(shard, pieces(values[shard], 2))
+            reduction.hold(shard, pieces(values[shard], 2), data.draw(st.booleans(), "is lent"))
         summed = np.concatenate(added_up(reduction.take(named)))
         assert summed.tobytes() == in_order(values[named]).tobytes()

@@ -23,7 +23,7 @@ from paramserver.server.gathering import Gathering, Name
 from paramserver.server.links import Link
 from paramserver.server.reading import Captured, Copied, in_chunks, merged, received, stream
 from paramserver.server.run import Run
-from paramserver.server.session import Session
+from paramserver.server.session import Arrived, Session
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.wholesums import Question, questions
@@ -64,7 +64,7 @@ class LeadingRun(Run):
         self._lost: ParamserverError | None = None
         self._gathering = Gathering(job.server.partitions)
         #: Values of what is gathered, by name, and its rows of tables.
-        self._values: dict[Name, tuple[list[Array], Parts]] = {}
+        self._values: dict[Name, tuple[Arrived, Parts]] = {}
         #: Workers whose pull waits for what they pushed before it.
         self._pulls: set[str] = set()
         #: The initial parameters are in: here, and on these partitions.
@@ -245,7 +245,7 @@ class LeadingRun(Run):
         reason = f"step {c.step} of shard {c.shard} came before it was expected: compute it again"
         self._carry_out(ev.Refuse(c.worker, c.shard, c.step, ev.Code.STALE, reason))
 
-    async def _decide(self, contribution: ev.Contribution, values: list[Array], rows: Parts) -> None:
+    async def _decide(self, contribution: ev.Contribution, values: Arrived, rows: Parts) -> None:
         """Let the engine decide on a contribution that every partition has."""
         name = contribution.shard, contribution.step
         event: ev.Event = ev.Pushed((contribution,))
@@ -279,7 +279,7 @@ class LeadingRun(Run):
                 self._values[name] = values, rows
                 told = b""
                 if self._refuse_norm and self.store is not None:
-                    told = self._measured(self.store, values).tobytes()
+                    told = self._measured(self.store, values.blocks).tobytes()
                 self._gathered(self._gathering.arrived(contribution, told))
             else:
                 # What others have of it is waited for no more.

@@ -1,7 +1,7 @@
 """Where whole contributions wait for their turn, and how those of one update become one gradient.
 
-A contribution is held as views of the messages that brought it, or of the memory that its worker shares, chunk by
-chunk. Only whole and checked contributions come here: what a worker that died or lied had sent never did.
+A contribution is held as views of the messages that brought it, or of the memory that its worker shares, block by
+block. Only whole and checked contributions come here: what a worker that died or lied had sent never did.
 """
 
 from __future__ import annotations
@@ -13,53 +13,57 @@ import numpy as np
 
 from paramserver.wire.layout import Array
 
-#: Arrays of one chunk whose sum, from first to last, is the gradient's; one or more.
+#: Arrays of one block whose sum, from first to last, is the gradient's; one or more.
 Terms = list[Array]
 
 
 class Reduction(Protocol):
     """Holds contributions and hands out those that make an update."""
 
-    def hold(self, shard: int, chunks: list[Array]) -> None:
-        """Take the shard's next contribution by reference; it stays as it is until it was taken."""
+    def hold(self, shard: int, blocks: list[Array], is_lent: bool = False, /) -> None:
+        """Take the shard's next contribution by reference; it stays as it is until it was taken.
+
+        What is lent lies in its worker's memory, and takes none of this process however long it is kept.
+        """
 
     def take(self, shards: Sequence[int]) -> list[Terms]:
-        """Return, for every chunk, what of the contributions of `shards` is left to add up, and start anew."""
+        """Return, for every block, what of the contributions of `shards` is left to add up, and start anew."""
 
 
 class RoundSum:
     """The sum over all shards, always in shard order, so that the bits do not depend on the order of arrival.
 
-    A contribution is added to the sum when those of all lower shards are, so that at most the early ones take memory.
-    The last is left to `take`, which adds it while the chunk is in cache for the update.
+    A contribution that takes memory is added to the sum when those of all lower shards are, so that at most the early
+    ones do. Those that are lent, and the last one, are left to `take`: added up while a block of the sum is in cache
+    for the update, each is read from memory once, and the sum never goes there.
     """
 
-    def __init__(self, shards: int, size: int, chunk: int, dtype: np.dtype[np.generic]) -> None:
+    def __init__(self, shards: int, size: int, block: int, dtype: np.dtype[np.generic]) -> None:
         self._shards = shards
         self._size = size
         self._dtype = dtype
         #: Made when the first two contributions are added up.
         self._sum: Array | None = None
-        self._places = [slice(start, min(start + chunk, size)) for start in range(0, size, chunk)]
+        self._places = [slice(start, min(start + block, size)) for start in range(0, size, block)]
         #: How many shards are added up in `_partial`.
         self._added = 0
-        #: What is added up so far, per chunk: the first contribution itself, then slices of `_sum`.
+        #: What is added up so far, per block: the first contribution itself, then slices of `_sum`.
         self._partial: list[Array] = []
         #: Contributions that wait for a lower shard, and the last one.
         self._early: dict[int, list[Array]] = {}
 
-    def hold(self, shard: int, chunks: list[Array]) -> None:
-        """Take a contribution and add up what has its turn."""
-        self._early[shard] = chunks
-        while self._added < self._shards - 1 and self._added in self._early:
-            chunks = self._early.pop(self._added)
+    def hold(self, shard: int, blocks: list[Array], is_lent: bool = False) -> None:
+        """Take a contribution and add up what has its turn, if that frees memory."""
+        self._early[shard] = blocks
+        while not is_lent and self._added < self._shards - 1 and self._added in self._early:
+            blocks = self._early.pop(self._added)
             if self._added == 0:
-                self._partial = chunks
+                self._partial = blocks
             else:
                 if self._sum is None:
                     self._sum = np.full(self._size, 0, self._dtype)
                 sums = [self._sum[place] for place in self._places]
-                for partial, values, total in zip(self._partial, chunks, sums, strict=True):
+                for partial, values, total in zip(self._partial, blocks, sums, strict=True):
                     np.add(partial, values, out=total)
                 self._partial = sums
             self._added += 1
@@ -70,10 +74,10 @@ class RoundSum:
         `shards`, in order, are all of them, or those that are behind while the others wait for them to catch up.
         """
         rest = [self._early.pop(shard, None) for shard in shards if shard >= self._added]
-        left = [chunks for chunks in rest if chunks is not None]
+        left = [blocks for blocks in rest if blocks is not None]
         if self._added + len(left) != len(shards) or self._early:
             raise AssertionError(f"a round of {len(shards)} shards was applied before all contributions were in")
-        terms = [list(chunk) for chunk in zip(*([self._partial] if self._partial else []), *left, strict=True)]
+        terms = [list(block) for block in zip(*([self._partial] if self._partial else []), *left, strict=True)]
         self._added, self._partial = 0, []
         return terms
 
@@ -87,14 +91,14 @@ class Separate:
     def __init__(self) -> None:
         self._held: dict[int, list[Array]] = {}
 
-    def hold(self, shard: int, chunks: list[Array]) -> None:
+    def hold(self, shard: int, blocks: list[Array], _is_lent: bool = False, /) -> None:
         """Keep the contribution for `take`."""
-        self._held[shard] = chunks
+        self._held[shard] = blocks
 
     def held(self, shard: int) -> list[Array]:
         """Return the contribution of a shard that was not taken yet."""
         return self._held[shard]
 
     def take(self, shards: Sequence[int]) -> list[Terms]:
-        """Return, for every chunk, that of each of these contributions in the order given."""
+        """Return, for every block, that of each of these contributions in the order given."""
         return [list(terms) for terms in zip(*(self._held.pop(shard) for shard in shards), strict=True)]

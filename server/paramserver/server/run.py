@@ -16,7 +16,7 @@ from paramserver.server.history import History
 from paramserver.server.logformat import Record
 from paramserver.server.provenance import Provenance
 from paramserver.server.reading import Captured, Copied, in_chunks, stream
-from paramserver.server.session import Gate, Incoming, Session
+from paramserver.server.session import Arrived, Gate, Incoming, Session
 from paramserver.server.snapshot import Parameters, Snapshot, named
 from paramserver.server.store import Store, draft_of
 from paramserver.server.surveys import Surveys, moments_of
@@ -98,7 +98,7 @@ class Run:
         self.history = History()
         self._surveys = Surveys()
         #: Values of whole contributions that the engine has yet to decide on, by shard and step.
-        self._arrived: dict[tuple[int, int], list[Array]] = {}
+        self._arrived: dict[tuple[int, int], Arrived] = {}
         self._arrived_rows: dict[tuple[int, int], Parts] = {}
         self._sessions = sessions
         self._clock = clock
@@ -358,7 +358,7 @@ class Run:
             self.feed(ev.Heard(session.name))
             return None
         session.incoming = None
-        self._arrived[c.shard, c.step] = incoming.chunks
+        self._arrived[c.shard, c.step] = Arrived(incoming.chunks, incoming.is_lent)
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
@@ -433,7 +433,8 @@ class Run:
         if shard not in session.slots:
             raise TensorError(f"the contribution lies in a slot for shard {shard}, but none was offered")
         contribution = session.slots[shard].values
-        if self.log is not None:
+        incoming.is_lent = self.log is None
+        if not incoming.is_lent:
             # Its worker could change it before it is on the disk.
             contribution = contribution.copy()
         offset = store.update.first_not_finite(contribution)
@@ -519,7 +520,7 @@ class Run:
         match effect:
             case ev.Keep(shard, step):
                 assert self.store is not None
-                self.store.incoming.hold(shard, self._arrived.pop((shard, step)))
+                self.store.incoming.hold(shard, *self._arrived.pop((shard, step)))
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
             case ev.Apply(version, step, contributions, answer):

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from paramserver.server.events import Contribution
 from paramserver.server.tables.arriving import Arriving, ArrivingRows
@@ -45,6 +45,8 @@ class Incoming:
     next_offset: int = 0
     #: What is in so far; it counts only when it is whole, and goes when the stream breaks or the worker lied.
     chunks: list[Array] = field(default_factory=list)
+    #: They lie in memory that the worker shares.
+    is_lent: bool = False
     #: Rows of tables that came ahead of it; None if the job has no tables.
     rows: Arriving | None = None
 
@@ -53,6 +55,14 @@ class Incoming:
         """Shard, epoch and step."""
         c = self.contribution
         return c.shard, c.epoch, c.step
+
+
+class Arrived(NamedTuple):
+    """The values of a contribution that is whole."""
+
+    blocks: list[Array]
+    #: They lie in memory that its worker shares.
+    is_lent: bool
 
 
 @dataclass(slots=True)

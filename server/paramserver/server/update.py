@@ -26,10 +26,10 @@ from paramserver.wire.layout import Array, Layout, is_finite
 #: Corrects a block of the gradient in place: (first element, gradient, θ), blocks in any order and on several threads.
 Correct = Callable[[int, Array, Array], None]
 
-#: A thread is worth starting for this many chunks.
-CHUNKS_PER_THREAD = 2
+#: A thread is worth starting for this many blocks.
+BLOCKS_PER_THREAD = 2
 
-#: Of so many chunks, one thread has seen whether all is finite before another one has been woken.
+#: Of so many blocks, one thread has seen whether all is finite before another one has been woken.
 CHECKED_ALONE = 8
 
 #: numpy lets go of the interpreter lock, so two threads use two memory channels; more rarely help.
@@ -37,27 +37,27 @@ MAX_THREADS = min(4, os.cpu_count() or 1)
 
 
 class Update:
-    """Applies a job's optimizer to a flat θ in chunks of `chunk` elements; owns the optimizer's state."""
+    """Applies a job's optimizer to a flat θ in blocks of `block` elements; owns the optimizer's state."""
 
-    def __init__(self, job: Job, layout: Layout, chunk: int, total_steps: int, fuse: bool = fused.AVAILABLE) -> None:
+    def __init__(self, job: Job, layout: Layout, block: int, total_steps: int, fuse: bool = fused.AVAILABLE) -> None:
         self._job = job
         self._layout = layout
-        self._chunk = chunk
+        self._block = block
         self._total_steps = total_steps
         self._optimizer = make_optimizer(job.optimizer, fuse)
         self.state = self._optimizer.init(layout.size, layout.dtype)
-        starts = range(0, layout.size, chunk)
-        #: Where each chunk lies in the flat vector.
-        self._places = [slice(start, min(start + chunk, layout.size)) for start in starts]
+        starts = range(0, layout.size, block)
+        #: Where each block lies in the flat vector.
+        self._places = [slice(start, min(start + block, layout.size)) for start in starts]
         self._measures = measures(job)
-        threads = max(1, min(MAX_THREADS, len(self._places) // CHUNKS_PER_THREAD))
+        threads = max(1, min(MAX_THREADS, len(self._places) // BLOCKS_PER_THREAD))
         #: The first share is the calling thread's own.
         self._pool = ThreadPoolExecutor(threads - 1, "update") if threads > 1 else None
         # Of several servers one may have no part of a small θ.
         count, share = len(self._places), max(1, -(-len(self._places) // threads))
-        #: The numbers of the chunks that each thread works on.
+        #: The numbers of the blocks that each thread works on.
         self.shares = [range(i, min(i + share, count)) for i in range(0, max(1, count), share)]
-        block = min(chunk, layout.size)
+        block = min(block, layout.size)
         rows = self._optimizer.scratch_rows
         #: One gradient block and scratch per thread.
         self._work = [(np.empty(block, layout.dtype), np.empty((rows, block), layout.dtype)) for _ in self.shares]
@@ -65,25 +65,25 @@ class Update:
     def apply(
         self,
         theta: Array,
-        chunks: list[Terms],
+        blocks: list[Terms],
         version: int,
         step: int,
         contributions: Sequence[Contribution],
         correct: Correct | None = None,
     ) -> float | None:
         """Update `theta` in place, where all of it is here; see `asking`."""
-        return alone(self.asking(theta, chunks, version, step, contributions, correct), self._layout)
+        return alone(self.asking(theta, blocks, version, step, contributions, correct), self._layout)
 
     def asking(
         self,
         theta: Array,
-        chunks: list[Terms],
+        blocks: list[Terms],
         version: int,
         step: int,
         contributions: Sequence[Contribution],
         correct: Correct | None = None,
     ) -> Asking[float | None]:
-        """Update `theta` in place with the summed chunks; return the gradient's norm if the job needs it.
+        """Update `theta` in place with the summed blocks; return the gradient's norm if the job needs it.
 
         `step` numbers the update for schedules. The gradient is the sum divided by the samples of the contributions
         for a job that reduces by mean, the plain sum otherwise; `correct` then has its way with it. `theta` changes
@@ -92,13 +92,13 @@ class Update:
         info, scale, freshness = how(self._job, self._total_steps, version, step, contributions)
         if self._job.train.is_robust:
             samples = [c.samples for c in contributions]
-            whole = yield from aggregate(self._job.train, chunks, samples, self._layout.dtype)
-            chunks, scale = [[whole[place]] for place in self._places], 1.0
+            whole = yield from aggregate(self._job.train, blocks, samples, self._layout.dtype)
+            blocks, scale = [[whole[place]] for place in self._places], 1.0
         layerwise = self._optimizer.layerwise
         norm = None
         if self._measures or layerwise is not None:
             # Norms see the whole gradient before the first block is applied.
-            whole = self._whole(chunks, scale)
+            whole = self._whole(blocks, scale)
             if self._measures:
                 norm = math.sqrt((yield Question([whole]))[0])
                 factor = clip_factor(norm, self._job.optimizer.clip_norm)
@@ -109,7 +109,7 @@ class Update:
                     correct(0, whole, theta)
                 yield from self._update_by_tensor(theta, layerwise, whole, info)
                 return norm
-            chunks, scale = [[whole[place]] for place in self._places], 1.0
+            blocks, scale = [[whole[place]] for place in self._places], 1.0
         scale *= freshness
 
         def update_share(number: int) -> None:
@@ -118,7 +118,7 @@ class Update:
                 place = self._places[index]
                 block, state = theta[place], slice_state(self.state, place.start, place.stop)
                 summed = gradient[: block.size]
-                _add_up(chunks[index], scale, summed)
+                _add_up(blocks[index], scale, summed)
                 if correct is not None:
                     correct(place.start, summed, block)
                 self._optimizer.update(block, summed, state, info, block, state, scratch)
@@ -126,22 +126,22 @@ class Update:
         self.spread(update_share)
         return norm
 
-    def _whole(self, chunks: list[Terms], scale: float) -> Array:
-        """Return the gradient that these chunks add up to, as one vector."""
+    def _whole(self, blocks: list[Terms], scale: float) -> Array:
+        """Return the gradient that these blocks add up to, as one vector."""
         whole = np.empty(self._layout.size, self._layout.dtype)
-        for place, terms in zip(self._places, chunks, strict=True):
+        for place, terms in zip(self._places, blocks, strict=True):
             _add_up(terms, scale, whole[place])
         return whole
 
     def first_not_finite(self, vector: Array) -> int | None:
-        """Return the offset of the first chunk of a whole vector that holds NaN or infinity, or None."""
+        """Return the offset of the first block of a whole vector that holds NaN or infinity, or None."""
         if len(self._places) <= CHECKED_ALONE and is_finite(vector):
             return None
         bad: list[int] = []
 
         def look(number: int) -> None:
             share = self.shares[number]
-            # At once, and only what is wrong chunk by chunk: every call costs as much as some thousands of values.
+            # At once, and only what is wrong block by block: every call costs as much as some thousands of values.
             if not is_finite(vector[self._places[share.start].start : self._places[share.stop - 1].stop]):
                 bad.extend(index for index in share if not is_finite(vector[self._places[index]]))
 
@@ -173,8 +173,8 @@ class Update:
         for tensor in self._layout.tensors:
             end = tensor.offset + tensor.size
             scaled = info._replace(learning_rate=info.learning_rate * ratios[tensor.name])
-            for start in range(tensor.offset, end, self._chunk):
-                block = slice(start, min(start + self._chunk, end))
+            for start in range(tensor.offset, end, self._block):
+                block = slice(start, min(start + self._block, end))
                 part, state = theta[block], slice_state(self.state, block.start, block.stop)
                 self._optimizer.update(part, gradient[block], state, scaled, part, state, scratch)
 

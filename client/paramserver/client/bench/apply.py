@@ -18,7 +18,7 @@ from paramserver.client.bench.running import check_least
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import fused
 from paramserver.server.store import BLOCK_BYTES
-from paramserver.server.update import CHUNKS_PER_THREAD, MAX_THREADS, Update
+from paramserver.server.update import BLOCKS_PER_THREAD, MAX_THREADS, Update
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
 
@@ -87,7 +87,7 @@ def measure_apply(
     def one(number: int) -> None:
         update.apply(theta, [list(terms) for terms in cut], number + 1, number, contributions)
 
-    threads = max(1, min(MAX_THREADS, len(cut) // CHUNKS_PER_THREAD))
+    threads = max(1, min(MAX_THREADS, len(cut) // BLOCKS_PER_THREAD))
     # Half of the floor before and half after, so that a machine that gets busier shows in both.
     before = _floor(theta, gradients, update.state, threads)
     times, cpu_s = _time(one, updates)
