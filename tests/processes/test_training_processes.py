@@ -215,24 +215,28 @@ def test_parameters_larger_than_any_message_train_in_every_mode(cluster: Cluster
         assert len(np.unique(theta["a"])) == len(np.unique(theta["b"])) == 1
 
 
-def test_a_task_that_breaks_its_contract_fails_the_job_with_the_reason(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", ["shm", "stream"])
+def test_a_task_that_breaks_its_contract_fails_the_job_with_the_reason(cluster: Cluster, transport: str) -> None:
+    """In shared memory it is the server that sees it first."""
     data(cluster.folder)
     (cluster.folder / "bad.py").write_text(
         "import numpy as np\n"
         "class Bad:\n"
         "    def init(self, rng, batch): return {'w': np.zeros(3, batch.x.dtype)}\n"
-        "    def loss_and_grad(self, params, batch): return 1.0, {'w': params['w'] + np.nan}\n",
+        "    def loss_and_grad(self, params, batch):\n"
+        "        return 1.0, {'w': 0 * params['w'] + (np.nan if params['w'].any() else 1)}\n",
         encoding="utf-8",
     )
     control = cluster.server()
-    cluster.workers(control, "w0")
+    cluster.worker(control, "w0", "--transport", transport)
+    control.joined("w0")
     control.submit(job(task__use="bad.py:Bad"))
     last = control.finish()
     assert last.state == "failed"
     assert "worker w0" in last.reason
-    assert "step 0" in last.reason
+    assert "step 1" in last.reason
     assert "'w' holds nan" in last.reason
-    assert last.version == 0
+    assert last.version == 1
     # Nothing half-done is left: the next job trains.
     control.train(job(train__steps=5))
 

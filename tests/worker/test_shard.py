@@ -224,3 +224,22 @@ def test_a_shard_that_is_surveyed_again_gives_the_same_batches(tmp_path, name):
     learner.prepare(3, moments)
     after = learner.batch(1, 2)
     assert (after.x.tobytes(), after.y.tobytes()) == (before.x.tobytes(), before.y.tobytes())
+
+
+def test_batches_made_ahead_are_those_that_come(tmp_path):
+    np.savez(tmp_path / "train.npz", x=X, y=Y)
+    plain, ahead = (Learner(job(str(tmp_path / "train.npz"))) for _ in range(2))
+    for step in range(7):
+        expected = [plain.batch(shard, step) for shard in (2, 0)]
+        found = [ahead.batch(shard, step) for shard in (2, 0)]
+        assert [batch.x.tobytes() for batch in found] == [batch.x.tobytes() for batch in expected]
+        assert [batch.y.tobytes() for batch in found] == [batch.y.tobytes() for batch in expected]
+        # What comes may be another step.
+        ahead.look_ahead([(2, step + 1), (0, step + 2)])
+
+
+def test_what_is_wrong_with_a_batch_made_ahead_is_said_when_it_is_asked_for(tmp_path):
+    learner = Learner(job(str(tmp_path / "missing.npz")))
+    learner.look_ahead([(0, 1)])
+    with pytest.raises(DataError, match="missing"):
+        learner.batch(0, 1)

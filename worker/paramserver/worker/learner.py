@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from paramserver.wire.errors import TaskError
+from paramserver.wire.errors import ParamserverError, TaskError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array
 from paramserver.wire.moments import Moments
@@ -39,6 +41,8 @@ class Learner:
         self._tables: dict[str, Table] = {}
         #: (shard, step) and batch of the keys asked for last, which the gradient is computed of next.
         self._latest: tuple[tuple[int, int], Batch] | None = None
+        #: Batches that will most likely be asked for next, by (shard, step).
+        self._ahead: dict[tuple[int, int], Batch] = {}
         self._shards: dict[int, Shard] = {}
         self._prepared = False
         self._classes = 0
@@ -103,10 +107,20 @@ class Learner:
         """Return the batch of (shard, step)."""
         if self._latest is not None and self._latest[0] == (shard, step):
             return self._latest[1]
+        ahead = self._ahead.pop((shard, step), None)
+        if ahead is not None:
+            return ahead
         if shard not in self._shards:
             self._shards[shard] = Shard.open(self.job, shard, self._base)
             self._shards[shard].prepare(self._classes, self._standardizer)
         return self._shards[shard].batch(step)
+
+    def look_ahead(self, coming: Iterable[tuple[int, int]]) -> None:
+        """Make the batches of these (shard, step) ahead; what is wrong with one is said when it is asked for."""
+        self._ahead = {}
+        for shard, step in coming:
+            with suppress(ParamserverError):
+                self._ahead[shard, step] = self.batch(shard, step)
 
     def gradient(
         self,

@@ -36,7 +36,7 @@ from paramserver.worker.batches import Batch
 from paramserver.worker.encoder import Encoder
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
-from paramserver.worker.outgoing import Outgoing
+from paramserver.worker.outgoing import Outgoing, Place
 from paramserver.worker.partitions import Partitions, in_chunks, prove
 from paramserver.worker.replica import Replica
 from paramserver.worker.rowexchange import DealtRows, RowExchange, Wanted, WorkGivenUp
@@ -243,9 +243,11 @@ class Trainer:
             case "refusal":
                 refusal = message.refusal
                 if refusal.code != pb.Refusal.DUPLICATE:
-                    self._pushed.pop(refusal.shard, None)
+                    _, step = self._pushed.pop(refusal.shard, (0, -1))
                     if self._acknowledgements is not None:
                         self._acknowledgements.settle(refusal.shard, refusal.step, False)
+                    if refusal.code == pb.Refusal.INVALID and refusal.step == step:
+                        await self._own_up(stream, refusal)
                 expected = refusal.code in (pb.Refusal.SUPERSEDED, pb.Refusal.STALE)
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "shard %d, step %d was refused: %s", refusal.shard, refusal.step, refusal.reason)
@@ -344,14 +346,14 @@ class Trainer:
             if replica is not None and replica.fault:
                 raise TaskError(replica.fault)
             await self._carry_out(stream, work)
+            self._look_ahead(work)
         except WorkGivenUp as given_up:
             if given_up.asks_again:
                 await stream.send(pb.WorkerMessage(pull=pb.PullWork(held=work.version)))
         except Unreachable:
             raise
         except ParamserverError as error:
-            log.error("%s", error)
-            await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
+            await self._fail(stream, error)
 
     async def _carry_out(self, stream: Stream, work: pb.Work) -> None:
         self.work = work
@@ -372,6 +374,12 @@ class Trainer:
                     raise ProtocolError(f"the server assigned work of an unknown kind {other}")
             if is_last:
                 await stream.send(pb.WorkerMessage(pull=pb.PullWork()))
+
+    def _look_ahead(self, work: pb.Work) -> None:
+        """While the server is at work, make the batches that it will most likely ask for next, if that is soon done."""
+        if self._last_step_s < INLINE_S and not self._job.train.goes_local:
+            steps = [(a.shard, a.step + 1) for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
+            self._current_learner.look_ahead(steps)
 
     async def _send_survey(self, stream: Stream, assignment: pb.Assignment) -> None:
         survey = await self._beside_the_loop(self._current_learner.survey, assignment.shard)
@@ -481,8 +489,9 @@ class Trainer:
         computing = self._compute(learner, theta, assignment.shard, assignment.step, place.views)
         gradient = await (computing if self._acknowledgements is None else self._listening(stream, computing))
         pack(gradient.arrays, place.views, scale=gradient.samples)
-        if not is_finite(place.flat):
-            check_finite(place.views, f"shard {assignment.shard}, step {assignment.step}: ")
+        # What is in shared memory the server reads next, and refuses if it is wrong, see `_own_up`.
+        if not replica.shares_memory or self._encoder is not None or exchange is not None:
+            _check_finite(place, assignment.shard, assignment.step)
         push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
         push.shared = replica.shares_memory
@@ -495,6 +504,20 @@ class Trainer:
             check_finite(sums, f"shard {assignment.shard}, step {assignment.step}: ")
             push.rows, *self._rows_there = await exchange.push(assignment, wanted, sums)
         return place.flat
+
+    async def _own_up(self, stream: Stream, refusal: pb.Refusal) -> None:
+        """Tell the server if the task is to blame for a contribution that was refused."""
+        if self._outgoing is None or self._replica is None or not self._replica.shares_memory:
+            return
+        place, _ = self._outgoing.place(refusal.shard, 0)
+        try:
+            _check_finite(place, refusal.shard, refusal.step)
+        except TaskError as error:
+            await self._fail(stream, error)
+
+    async def _fail(self, stream: Stream, error: ParamserverError) -> None:
+        log.error("%s", error)
+        await stream.send(pb.WorkerMessage(failure=pb.Failure(reason=f"{type(error).__name__}: {error}")))
 
     async def _listening(self, stream: Stream, computing: Coroutine[Any, Any, Gradient]) -> Gradient:
         """Compute a gradient and meanwhile hear what became of earlier pushes, for which somebody may be waiting."""
@@ -564,3 +587,13 @@ class Trainer:
                 continue
             if loop.time() - stream.last_sent > self._heartbeat_s / 2:
                 await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))
+
+
+def _check_finite(place: Place, shard: int, step: int) -> None:
+    """Look at all values of a contribution at once, and at each tensor only if something is wrong.
+
+    Raises:
+        TaskError: naming the tensor, if a value is NaN or infinite.
+    """
+    if not is_finite(place.flat):
+        check_finite(place.views, f"shard {shard}, step {step}: ")
