@@ -84,8 +84,13 @@ def test_the_worst_doubling_of_workers_is_told() -> None:
         for workers, ms in zip((1, 2, 4, 8), each, strict=True)
     ]
     found = figure(records, "stream, twice the workers")
-    assert (found.value, found.met()) == (2.5, "no")
+    assert (found.value, found.met()) == (2.5, "aim missed")
     assert f"D = {MIDDLE:,}, 2 to 4 workers" in found.told
+    found = figure(records, "stream, a round for each worker")
+    assert (found.value, found.met()) == (1.25, "no")
+    assert f"D = {MIDDLE:,}, 4 workers" in found.told
+    assert figure(records[:4], "stream, a round for each worker").met() == "yes"
+    assert figure(records[1:4], "stream, a round for each worker").value is None
     # A gap between the numbers of workers is no doubling.
     assert figure([rounds("stream", SMALL, 1, 1.0), rounds("stream", SMALL, 8, 9.0)], "stream, twice").value is None
 
