@@ -178,7 +178,7 @@ def _cpu(results: Results) -> Iterator[Figure]:
 
 
 def _scaling(results: Results) -> Iterator[Figure]:
-    """Two readings of *linear*: no worker costs more than an only one does, and twice the workers no more than twice."""
+    """Two readings of *linear*: none costs more than an only one does, and twice the workers no more than twice."""
     # A tenth for noise.
     by_worker, by_doubling = Limit("≤", 1.1, " × that of one"), Limit("≤", 2.2, " × the round")
     for transport in TRANSPORTS:
