@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from paramserver.server.events import Apply
@@ -68,12 +69,14 @@ class _Begin(NamedTuple):
     mark: bytes
 
 
-class _Framed(NamedTuple):
-    """A contribution as it will lie in the segment that was begun before it."""
+@dataclass(slots=True)
+class _Frames:
+    """Contributions as they will lie, one behind the other, in the segment that was begun before them."""
 
-    version: int
-    pieces: list[bytes | memoryview]
-    nbytes: int
+    pieces: list[bytes | memoryview] = field(default_factory=list)
+    #: What the last of them makes.
+    version: int = 0
+    nbytes: int = 0
 
 
 class _Anchor(NamedTuple):
@@ -82,7 +85,7 @@ class _Anchor(NamedTuple):
     version: int
 
 
-_Entry = _Framed | _Begin | _Anchor
+_Entry = _Frames | _Begin | _Anchor
 
 
 class _Held(NamedTuple):
@@ -109,7 +112,6 @@ class Log:
         self._writer = _Writer(directory, run)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log")
         self._pending: list[_Entry] = []
-        self._pending_bytes = 0
         #: Writes what is pending; None if nothing is, or while the group before is being written.
         self._timer: asyncio.Handle | None = None
         #: It does so in this turn of the loop.
@@ -173,8 +175,12 @@ class Log:
         answers = store.answers(applied.answer)
         record = Record(applied.version, applied.step, elapsed_s, contribution, pieces, answers)
         size = record.nbytes
-        # Not in the thread: the little Python that this is would cost both of them many changes of turn.
-        self._add(_Framed(record.version, encode(self._mark, record, self._on_disk[0]), size))
+        # Not in the thread: for the little Python that this is both would wait for the interpreter again and again.
+        frames = self._frames
+        frames.pieces += encode(self._mark, record, self._on_disk[0])
+        frames.version = record.version
+        frames.nbytes += size
+        self._see_to_it()
         self._ahead = min(AHEAD_VERSIONS, AHEAD_BYTES // max(1, size))
         before = self._bytes
         self._bytes += size
@@ -277,13 +283,20 @@ class Log:
         finally:
             self._waiting -= 1
 
+    @property
+    def _frames(self) -> _Frames:
+        """Where the next contribution goes."""
+        last = self._pending[-1] if self._pending else None
+        if not isinstance(last, _Frames):
+            last = _Frames()
+            self._pending.append(last)
+        return last
+
     def _add(self, entry: _Entry) -> None:
         if self._closed:
             # A snapshot that was begun before has come late.
             return
         self._pending.append(entry)
-        if isinstance(entry, _Framed):
-            self._pending_bytes += entry.nbytes
         self._see_to_it()
 
     def _see_to_it(self) -> None:
@@ -300,12 +313,13 @@ class Log:
     @property
     def _is_urgent(self) -> bool:
         """Whether somebody waits for what is pending, or it is more than contributions, or many of them."""
-        if self._waiting or self._told or self._work or self._pending_bytes >= LINGER_BYTES:
+        if self._waiting or self._told or self._work:
             return True
-        return not isinstance(self._pending[-1], _Framed)
+        last = self._pending[-1]
+        return not isinstance(last, _Frames) or last.nbytes >= LINGER_BYTES
 
     def _write(self) -> None:
-        group, self._pending, self._pending_bytes = self._pending, [], 0
+        group, self._pending = self._pending, []
         self._timer, self._is_due, self._writing = None, False, True
         done = asyncio.get_running_loop().run_in_executor(self._thread, self._writer.write, group)
         done.add_done_callback(self._returned)
@@ -340,7 +354,6 @@ class Log:
         # What a failed sync has left on the disk nobody knows, so this segment is not written to again.
         self._active, self._errors[0] = False, f"the log cannot be written: {error.strerror}"
         self._pending = [entry for entry in self._pending if isinstance(entry, _Anchor)]
-        self._pending_bytes = 0
         log.error("%s; training waits for the disk", self._errors[0])
         self.snapshot_wanted()
 
@@ -369,9 +382,9 @@ class _Writer:
         try:
             for entry in group:
                 match entry:
-                    case _Framed(version, pieces) if self._name is not None:
-                        self._buffers += pieces
-                        self._written = version
+                    case _Frames() if self._name is not None:
+                        self._buffers += entry.pieces
+                        self._written = entry.version
                     case _Begin():
                         self._sync()
                         self._open(entry)
@@ -437,6 +450,8 @@ def _write_all(file: int, buffers: list[bytes | memoryview]) -> None:
         rest = buffers[start : start + _BUFFERS]
         while rest:
             count = os.writev(file, rest)
+            if count == sum(map(len, rest)):
+                break
             while rest and count >= len(rest[0]):
                 count -= len(rest.pop(0))
             if rest:

@@ -2,10 +2,10 @@
 
 A segment is a row of frames, each a header and a body. Header, little-endian: the segment's mark (8 bytes, in its file
 name too), the version of θ (uint64) that the update makes, the newest version known to be safe when the frame was
-written (uint64), the lengths of the two parts of the body (uint64 each), the CRC-32 of the body (uint32) and the first
-8 bytes of the header's SHA-256. The body is JSON and the contribution's values. The first frame opens the segment and
-holds the policy; a frame without a body only says what is safe: it is written once a group of contributions has been
-synced, and before anybody is told of them.
+written (uint64), the lengths of the two parts of the body (uint64 each), the CRC-32 of the body and that of the header
+(uint32 each). The body is JSON and the contribution's values. The first frame opens the segment and holds the policy; a
+frame without a body only says what is safe: it is written once a group of contributions has been synced, and before
+anybody is told of them.
 
 So a reader can tell a torn end from lost bytes. What a frame calls safe must be there, or somebody was promised what
 is gone; what no frame calls safe was promised to nobody.
@@ -13,7 +13,6 @@ is gone; what no frame calls safe was promised to nobody.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -30,7 +29,7 @@ FORMAT = 1
 MARK_BYTES = 8
 
 _HEADER = struct.Struct(f"<{MARK_BYTES}sQQQQI")
-_CHECK_BYTES = 8
+_CHECK_BYTES = 4
 HEADER_BYTES = _HEADER.size + _CHECK_BYTES
 
 _json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
@@ -161,4 +160,4 @@ def _frame(mark: bytes, version: int, safe: int, head: bytes, values: Sequence[m
 
 
 def _check(header: bytes | memoryview) -> bytes:
-    return hashlib.sha256(header).digest()[:_CHECK_BYTES]
+    return zlib.crc32(header).to_bytes(_CHECK_BYTES, "little")
