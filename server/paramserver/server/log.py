@@ -176,8 +176,9 @@ class Log:
         record = Record(applied.version, applied.step, elapsed_s, contribution, pieces, answers)
         size = record.nbytes
         # Not in the thread: for the little Python that this is both would wait for the interpreter again and again.
+        framed = encode(self._mark, record, self._on_disk[0])
         frames = self._frames
-        frames.pieces += encode(self._mark, record, self._on_disk[0])
+        frames.pieces += framed
         frames.version = record.version
         frames.nbytes += size
         self._see_to_it()

@@ -39,6 +39,10 @@ class Outgoing:
             self._places = [Place(row, self._layout) for row in self._rows]
         return self._rows[:count]
 
+    def shared(self, shard: int) -> Place | None:
+        """Return where the shard's last contribution lies, if the server reads it there."""
+        return self._slots[shard][1] if shard in self._slots else None
+
     def place(self, shard: int, row: int) -> tuple[Place, pb.Slot | None]:
         """Return where the shard's contribution is laid, and what to tell the server if it is new to it."""
         if not self._shares_memory:

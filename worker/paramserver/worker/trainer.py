@@ -507,9 +507,9 @@ class Trainer:
 
     async def _own_up(self, stream: Stream, refusal: pb.Refusal) -> None:
         """Tell the server if the task is to blame for a contribution that was refused."""
-        if self._outgoing is None or self._replica is None or not self._replica.shares_memory:
+        place = None if self._outgoing is None else self._outgoing.shared(refusal.shard)
+        if place is None:
             return
-        place, _ = self._outgoing.place(refusal.shard, 0)
         try:
             _check_finite(place, refusal.shard, refusal.step)
         except TaskError as error:
