@@ -226,7 +226,7 @@ def test_a_shard_that_is_surveyed_again_gives_the_same_batches(tmp_path, name):
     assert (after.x.tobytes(), after.y.tobytes()) == (before.x.tobytes(), before.y.tobytes())
 
 
-def test_batches_made_ahead_are_those_that_come(tmp_path):
+def test_batches_made_ahead_are_those_that_come(tmp_path, monkeypatch):
     np.savez(tmp_path / "train.npz", x=X, y=Y)
     plain, ahead = (Learner(job(str(tmp_path / "train.npz"))) for _ in range(2))
     for step in range(7):
@@ -236,6 +236,15 @@ def test_batches_made_ahead_are_those_that_come(tmp_path):
         assert [batch.y.tobytes() for batch in found] == [batch.y.tobytes() for batch in expected]
         # What comes may be another step.
         ahead.look_ahead([(2, step + 1), (0, step + 2)])
+    expected = plain.batch(1, 5)
+    ahead.look_ahead([(1, 5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Shard, "batch", None)
+        # It is there, once, and what was made before it is not any more.
+        assert ahead.batch(1, 5).x.tobytes() == expected.x.tobytes()
+        for place in ((1, 5), (2, 7)):
+            with pytest.raises(TypeError):
+                ahead.batch(*place)
 
 
 def test_what_is_wrong_with_a_batch_made_ahead_is_said_when_it_is_asked_for(tmp_path):

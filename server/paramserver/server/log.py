@@ -176,12 +176,7 @@ class Log:
         record = Record(applied.version, applied.step, elapsed_s, contribution, pieces, answers)
         size = record.nbytes
         # Not in the thread: for the little Python that this is both would wait for the interpreter again and again.
-        framed = encode(self._mark, record, self._on_disk[0])
-        frames = self._frames
-        frames.pieces += framed
-        frames.version = record.version
-        frames.nbytes += size
-        self._see_to_it()
+        self._add_frame(record.version, encode(self._mark, record, self._on_disk[0]), size)
         self._ahead = min(AHEAD_VERSIONS, AHEAD_BYTES // max(1, size))
         before = self._bytes
         self._bytes += size
@@ -284,14 +279,16 @@ class Log:
         finally:
             self._waiting -= 1
 
-    @property
-    def _frames(self) -> _Frames:
-        """Where the next contribution goes."""
-        last = self._pending[-1] if self._pending else None
-        if not isinstance(last, _Frames):
-            last = _Frames()
-            self._pending.append(last)
-        return last
+    def _add_frame(self, version: int, pieces: list[bytes | memoryview], nbytes: int) -> None:
+        """Put a contribution behind those that already wait for the thread, which then has little to do."""
+        frames = self._pending[-1] if self._pending else None
+        if not isinstance(frames, _Frames):
+            frames = _Frames()
+            self._pending.append(frames)
+        frames.pieces += pieces
+        frames.version = version
+        frames.nbytes += nbytes
+        self._see_to_it()
 
     def _add(self, entry: _Entry) -> None:
         if self._closed:

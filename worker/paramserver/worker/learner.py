@@ -39,9 +39,7 @@ class Learner:
         self._task: Task | None = None
         self._takes_out = False
         self._tables: dict[str, Table] = {}
-        #: (shard, step) and batch of the keys asked for last, which the gradient is computed of next.
-        self._latest: tuple[tuple[int, int], Batch] | None = None
-        #: Batches that will most likely be asked for next, by (shard, step).
+        #: Batches that were made before they are asked for, by (shard, step).
         self._ahead: dict[tuple[int, int], Batch] = {}
         self._shards: dict[int, Shard] = {}
         self._prepared = False
@@ -74,7 +72,8 @@ class Learner:
             TaskError: if the task does not say them.
         """
         batch = self.batch(shard, step)
-        self._latest = (shard, step), batch
+        # The gradient is computed of it next.
+        self._ahead[shard, step] = batch
         return keys_of(self.task, self._tables, batch)
 
     def prepare(self, classes: int, moments: Moments | None) -> None:
@@ -105,8 +104,6 @@ class Learner:
 
     def batch(self, shard: int, step: int) -> Batch:
         """Return the batch of (shard, step)."""
-        if self._latest is not None and self._latest[0] == (shard, step):
-            return self._latest[1]
         ahead = self._ahead.pop((shard, step), None)
         if ahead is not None:
             return ahead
@@ -116,7 +113,8 @@ class Learner:
         return self._shards[shard].batch(step)
 
     def look_ahead(self, coming: Iterable[tuple[int, int]]) -> None:
-        """Make the batches of these (shard, step) ahead; what is wrong with one is said when it is asked for."""
+        """Make the batches of these (shard, step) ahead, and forget others; what is wrong with one is said when it is
+        asked for."""
         self._ahead = {}
         for shard, step in coming:
             with suppress(ParamserverError):
