@@ -12,6 +12,7 @@ is a ledger of its own: what one server has of a contribution can be held agains
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,10 @@ class Learner:
     def prepare(self, classes: int, moments: Any) -> None:
         assert (classes, moments) == (3, None)
         self._prepared = True
+
+    def look_ahead(self, coming: Iterable[tuple[int, int]]) -> None:
+        """There is nothing to be made ahead, but what comes must be a step of a shard."""
+        assert all(0 <= shard < self.job.data.shards and step > 0 for shard, step in coming)
 
     def survey(self, shard: int) -> Survey:
         return Survey(rows=rows(shard), features=2, classes=3, moments=None)

@@ -377,9 +377,12 @@ class Trainer:
 
     def _look_ahead(self, work: pb.Work) -> None:
         """While the server is at work, make the batches that it will most likely ask for next, if that is soon done."""
+        if self._learner is None:
+            # The job has ended meanwhile.
+            return
         is_soon_done = self._last_step_s < INLINE_S and not self._job.train.goes_local
         coming = [(a.shard, a.step + 1) for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
-        self._current_learner.look_ahead(coming if is_soon_done else ())
+        self._learner.look_ahead(coming if is_soon_done else ())
 
     async def _send_survey(self, stream: Stream, assignment: pb.Assignment) -> None:
         survey = await self._beside_the_loop(self._current_learner.survey, assignment.shard)
