@@ -173,10 +173,14 @@ class Call:
 class Servers:
     """K servers that share θ, the coordinator first; with a folder each keeps its state there."""
 
-    def __init__(self, count: int, folder: Path | None = None, shares: bool = False) -> None:
+    def __init__(
+        self, count: int, folder: Path | None = None, shares: bool = False, strangers: Sequence[str] = ()
+    ) -> None:
         self.count = count
         self._folder = folder
         self._shares = shares
+        #: Workers that share memory with nobody.
+        self._strangers = strangers
         self._shells: list[Any] = [None] * count
         self._directories: list[StateDirectory | None] = [None] * count
         self._calls: list[list[Call]] = [[] for _ in range(count)]
@@ -237,9 +241,10 @@ class Servers:
 
     async def work(self, name: str, compute: Compute) -> None:
         """Be a worker that comes back whenever a server has sent it away."""
-        trainer = Trainer(Identity(name), compute=compute, transport="auto" if self._shares else "stream")
+        shares = self._shares and name not in self._strangers
+        trainer = Trainer(Identity(name), compute=compute, transport="auto" if shares else "stream")
         while True:
-            pipes = [Pipe(shell, str(n), self._shares) for n, shell in enumerate(self._shells)]
+            pipes = [Pipe(shell, str(n), shares) for n, shell in enumerate(self._shells)]
             self._pipes[name] = pipes
             streams: list[Any] = list(pipes)
             try:
@@ -327,6 +332,7 @@ def train(
     deeds: dict[int, Deed] | None = None,
     computes: dict[str, Compute] | None = None,
     shares: bool = False,
+    strangers: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """Train a job on so many servers and return the bits of θ."""
     tables = (job if isinstance(job, Job) else Job.from_dict(job)).model_dump()
@@ -335,7 +341,7 @@ def train(
 
     async def run() -> None:
         async with asyncio.timeout(DEADLINE_S):
-            servers = Servers(count, folder, shares)
+            servers = Servers(count, folder, shares, strangers)
             monkeypatch.setattr("paramserver.server.coordinator.Link", servers.link)
             try:
                 await servers.train(Job.from_dict(tables), computes or {"a": at_once, "b": at_once}, deeds or {})

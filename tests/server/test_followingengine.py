@@ -35,7 +35,7 @@ def push(engine: FollowingEngine, *contributions: Contribution) -> list[Effect]:
 
 
 def order(
-    engine: FollowingEngine, order: ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Mark | ev.GoBack
+    engine: FollowingEngine, order: ev.See | ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Mark | ev.GoBack
 ) -> list[Effect]:
     return engine.handle(ev.Ordered(order), 0.0)
 
@@ -60,6 +60,18 @@ def test_a_higher_epoch_takes_over_and_a_lower_one_is_refused() -> None:
     assert refused(push(engine, contribution(epoch=2, worker="zombie"))) is Code.FENCED
     # A lease is on one shard.
     assert push(engine, contribution(shard=1, epoch=2)) != []
+
+
+def test_what_it_sees_counts_as_what_it_was_told() -> None:
+    engine = make_engine()
+    c, other = contribution(epoch=3, worker=""), contribution(shard=1)
+    push(engine, contribution(epoch=1, worker="dead"))
+    see, apply = ev.See((c,), ((1, 2),)), ev.Apply(1, 1, (c, other), is_awaited=True)
+    assert order(engine, see) == [see]
+    assert refused(push(engine, contribution(epoch=2, worker="zombie"))) is Code.FENCED
+    assert order(engine, apply) == []
+    assert push(engine, other) == [ev.Keep(1, 0), ev.Report(other), apply]
+    assert engine.clocks == [1, 1]
 
 
 def test_what_was_applied_is_a_duplicate() -> None:

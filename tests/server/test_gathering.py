@@ -28,6 +28,19 @@ def test_a_contribution_is_given_out_once_when_the_last_server_has_it(
         assert gathering.is_waited_for(c.worker) == (0 in where[shard] and len(where[shard]) < partitions)
 
 
+def test_what_is_in_sight_of_all_is_given_out_when_it_is_here() -> None:
+    gathering = Gathering(3)
+    # An older computation had reached one of the others.
+    assert gathering.reported(Name.of(contribution(epoch=1)), 2) is None
+    c = contribution(epoch=2)
+    assert gathering.arrived(c, in_sight=True) == c
+    assert gathering.arrived(c, in_sight=True) is None
+    assert gathering.is_given(Name.of(c))
+    assert not gathering.is_waited_for(c.worker)
+    gathering.decided(c)
+    assert not gathering.is_given(Name.of(c))
+
+
 def test_reports_of_another_lease_step_or_version_do_not_count() -> None:
     gathering = Gathering(2)
     for other in (contribution(epoch=2), contribution(step=1), contribution(version=1), contribution(shard=1)):

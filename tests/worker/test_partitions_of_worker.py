@@ -80,3 +80,14 @@ def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(
 
     asyncio.run(fetch())
     assert theta[0] == found
+
+
+def test_memory_that_a_server_shows_no_more_is_not_looked_at() -> None:
+    async def look() -> list[bool]:
+        partition, found = Partition(Answering()), []  # type: ignore[arg-type]
+        for layout in (pb.Layout(theta=pb.SharedMemory(pid=1, descriptor=2)), pb.Layout()):
+            await partition.aside(pb.ServerMessage(layout=layout), memoryview(b""))
+            found.append(partition.is_mapped)
+        return found
+
+    assert asyncio.run(look()) == [True, False]

@@ -103,6 +103,10 @@ class Layout:
         """Return the wire form."""
         return [pb.Tensor(name=tensor.name, shape=tensor.shape) for tensor in self.tensors]
 
+    def part_of(self, whole: Array) -> Array:
+        """Return this part of a vector of the whole layout."""
+        return whole[self.start : self.start + self.size]
+
     def views(self, flat: Array) -> dict[str, Array]:
         """Return the tensors as views of a flat vector of `size` elements."""
         return {t.name: flat[t.offset : t.offset + t.size].reshape(t.shape) for t in self.tensors}

@@ -50,7 +50,7 @@ class Segment:
 
     def __init__(self, descriptor: int, memory: mmap.mmap, size: int, dtype: np.dtype[Any], start: int = 0) -> None:
         self._memory = memory
-        #: In the owner's table; -1 for a segment of another process, and where the system has no such memory.
+        #: In the table of this process, for others to open; -1 if it was not kept, or the system has no such memory.
         self.descriptor = descriptor
         #: The shared vector.
         self.values: Array = np.frombuffer(memory, dtype=dtype, count=size, offset=_first_byte(start, dtype))
@@ -69,8 +69,11 @@ class Segment:
         return Draft(size, dtype, start).finish(owner_writes_only)
 
     @classmethod
-    def open(cls, pid: int, descriptor: int, size: int, dtype: np.dtype[Any], start: int = 0) -> Segment:
-        """Map another process's segment for reading.
+    def open(
+        cls, pid: int, descriptor: int, size: int, dtype: np.dtype[Any], start: int = 0, keeps: bool = False
+    ) -> Segment:
+        """Map another process's segment for reading; with `keeps` it can be opened from here too, whatever becomes of
+        that process.
 
         Raises:
             ProtocolError: if there is none, it is too short, or it could shrink under the reader.
@@ -80,10 +83,11 @@ class Segment:
         try:
             memory = mmap.mmap(own, length, prot=mmap.PROT_READ)
         except OSError as error:
-            raise ProtocolError(f"shared memory {descriptor} of process {pid}: {error.strerror}") from None
-        finally:
             os.close(own)
-        return cls(-1, memory, size, dtype, start)
+            raise ProtocolError(f"shared memory {descriptor} of process {pid}: {error.strerror}") from None
+        if not keeps:
+            os.close(own)
+        return cls(own if keeps else -1, memory, size, dtype, start)
 
     def close(self) -> None:
         """Give up the descriptor; the memory goes when nothing maps it any more."""
@@ -168,6 +172,25 @@ class Draft:
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
+
+
+def make_probe() -> Segment | None:
+    """Return a segment of random bytes, by which other processes prove that they see this one's memory; None where the
+    system has no such memory."""
+    if not AVAILABLE:
+        return None
+    probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
+    probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
+    return probe
+
+
+def read_probe(pid: int, descriptor: int) -> bytes:
+    """Return what another process's probe holds.
+
+    Raises:
+        ProtocolError: if this process does not see it.
+    """
+    return Segment.open(pid, descriptor, PROBE_BYTES, np.dtype(np.uint8)).values.tobytes()
 
 
 def open_sealed(pid: int, descriptor: int, length: int) -> int:

@@ -137,7 +137,7 @@ class Coordinator(Shell):
         self._links = links
         lost: ParamserverError = Unreachable("the server ends")
         try:
-            followings = await asyncio.gather(*(link.open(self.cluster) for link in links))
+            followings = await asyncio.gather(*(link.open(self.cluster, self.probe) for link in links))
             await self._go_on(followings)
             self._is_open = True
             log.info("leads %s", ", ".join(link.name for link in links))

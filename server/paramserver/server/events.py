@@ -173,7 +173,7 @@ class Fetched(NamedTuple):
 class Ordered(NamedTuple):
     """To a partition that is led: the coordinator wants this done when its turn has come."""
 
-    order: Apply | SumUp | Restage | End | Save | Capture | Mark | GoBack
+    order: See | Apply | SumUp | Restage | End | Save | Capture | Mark | GoBack
 
 
 class Tick(NamedTuple):
@@ -220,6 +220,16 @@ class Apply(NamedTuple):
     contributions: tuple[Contribution, ...]
     #: To the last of the update's questions, where this process cannot know it: θ is cut over several servers.
     answer: tuple[float, ...] | None = None
+    #: On a partition that is led: the coordinator waits until it is done.
+    is_awaited: bool = False
+
+
+class See(NamedTuple):
+    """On a partition that is led: the contributions are in, and lie in memory that it sees."""
+
+    contributions: tuple[Contribution, ...]
+    #: Process and descriptor of each; None: where the last one of the shard was.
+    slots: tuple[tuple[int, int] | None, ...]
 
 
 class SumUp(NamedTuple):
@@ -322,6 +332,7 @@ class End(NamedTuple):
 
 Effect = (
     Keep
+    | See
     | Apply
     | Grant
     | Refuse

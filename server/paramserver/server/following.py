@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.followingengine import FollowingEngine
@@ -23,11 +20,12 @@ from paramserver.server.run import Run
 from paramserver.server.session import Session
 from paramserver.server.snapshot import Snapshot
 from paramserver.server.snapshots import StateDirectory
+from paramserver.server.store import Store
 from paramserver.wire import sharing
 from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError, Unreachable
 from paramserver.wire.framing import encode
 from paramserver.wire.job import Job, TrainSection
-from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -62,6 +60,8 @@ class FollowingRun(Run):
         self._captures: dict[int, asyncio.Future[Copied]] = {}
         #: How often each was handed out.
         self._handed_out: Counter[int] = Counter()
+        #: Where contributions lie that the coordinator alone was told of, whole vectors by shard.
+        self._slots: dict[int, Segment] = {}
 
     async def captured(self, number: int) -> Copied | None:
         """Hand out θ as it was at a capture, once for the flat vector and once for each table; None if it does not
@@ -162,6 +162,14 @@ class FollowingRun(Run):
                 self._tell(pb.Report(bad=pb.Bad(worker=worker, shard=shard, step=step, reason=reason)))
             case ev.Supply(worker, shards, own):
                 self._supply(worker, shards, own)
+            case ev.See(contributions, slots):
+                assert self.store is not None
+                for c, slot in zip(contributions, slots, strict=True):
+                    self._see(self.store, c.shard, slot)
+            case ev.Apply():
+                super()._carry_out(effect)
+                if effect.is_awaited:
+                    self._tell(pb.Report(applied=pb.Applied()))
             case ev.Mark():
                 assert self.store is not None
                 if self._waypoints is not None:
@@ -189,6 +197,13 @@ class FollowingRun(Run):
             case _:
                 return super()._carry_out(effect)
         return None
+
+    def _see(self, store: Store, shard: int, slot: tuple[int, int] | None) -> None:
+        """Take in a contribution that lies where this process sees it, and was checked by the coordinator."""
+        layout = store.layout
+        if slot is not None:
+            self._slots[shard] = Segment.open(*slot, layout.whole.size, layout.dtype)
+        store.incoming.hold(shard, store.cut(layout.part_of(self._slots[shard].values)), True)
 
     def _restage(self, train: TrainSection) -> None:
         """Go on under another policy; unlike on the coordinator, what is held may still be asked for."""
@@ -256,10 +271,7 @@ class Follower:
             directory.take_newest()
         # One thread: snapshots reach the disk in the order in which they were taken.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
-        self.probe: Segment | None = None
-        if sharing.AVAILABLE:
-            self.probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
-            self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
+        self.probe = sharing.make_probe()
 
     async def follow(self, lead: pb.Lead, tell: Tell, end: Callable[[], None]) -> pb.Following:
         """Begin to follow a coordinator, which is told of everything by `tell`; it takes the place of one before.
@@ -279,7 +291,7 @@ class Follower:
         self.cluster, self._tell, self._end_lead = lead.cluster, tell, end
         self.run = None
         await self._end_log()
-        following = pb.Following()
+        following = pb.Following(proof=_look_through(lead))
         if self._directory is not None:
             for snapshot, reach in self._directory.reaches():
                 following.job_id, following.job_json = snapshot.job_id, snapshot.job.to_json()
@@ -301,18 +313,23 @@ class Follower:
         self.cluster, self._tell, self._end_lead = b"", lambda _: None, lambda: None
         self.end_streams()
 
-    async def obey(self, order: pb.Order) -> None:
-        """Carry out an order, or queue it behind those before it."""
+    async def begin(self, begin: pb.Begin) -> None:
+        """Carry out the one order that takes its time; those behind it have to wait."""
+        error, tell = "", self._tell
+        try:
+            await self._begin(begin)
+        except ParamserverError as failure:
+            error = str(failure)
+        # Another coordinator may have come meanwhile, which has not asked for this.
+        tell(pb.Report(begun=pb.Begun(error=error)))
+
+    def obey(self, order: pb.Order) -> None:
+        """Carry out any other order, or queue it behind those before it.
+
+        Raises:
+            ProtocolError: if there is no job, or no such order.
+        """
         kind = order.WhichOneof("kind")
-        if kind == "begin":
-            error, tell = "", self._tell
-            try:
-                await self._begin(order.begin)
-            except ParamserverError as failure:
-                error = str(failure)
-            # Another coordinator may have come meanwhile, which has not asked for this.
-            tell(pb.Report(begun=pb.Begun(error=error)))
-            return
         if self.run is None:
             raise ProtocolError(f"the coordinator sent {kind or 'an empty order'} without a job")
         match kind:
@@ -320,8 +337,10 @@ class Follower:
                 self.run.engine.prepare(order.prepare.total_steps)
                 self._tell(pb.Report(prepared=pb.Prepared()))
             case "apply":
+                self._look_at(self.run, order.apply)
                 self.run.feed(ev.Ordered(read_apply(order.apply)))
             case "sum_up":
+                self._look_at(self.run, order.sum_up.apply)
                 self.run.feed(ev.Ordered(ev.SumUp(read_apply(order.sum_up.apply))))
             case "restage":
                 train = TrainSection.model_validate_json(order.restage.train_json)
@@ -339,6 +358,14 @@ class Follower:
                 self.run.feed(ev.Ordered(ev.End("done", order.over.reason)))
             case other:
                 raise ProtocolError(f"the coordinator sent {other or 'an empty order'}, which has no place here")
+
+    @staticmethod
+    def _look_at(run: FollowingRun, apply: pb.Apply) -> None:
+        """Have the contributions taken in that only the coordinator was told of."""
+        seen = [c for c in apply.contributions if c.in_sight]
+        if seen:
+            slots = ((c.slot.pid, c.slot.descriptor) if c.HasField("slot") else None for c in seen)
+            run.feed(ev.Ordered(ev.See(tuple(map(read_counted, seen)), tuple(slots))))
 
     async def _begin(self, begin: pb.Begin) -> None:
         # θ of the job before makes room first.
@@ -473,6 +500,16 @@ class Follower:
         await self._end_log()
 
 
+def _look_through(lead: pb.Lead) -> bytes:
+    """Return the coordinator's proof that this process sees its memory; empty if it does not."""
+    if not sharing.AVAILABLE or not lead.HasField("probe"):
+        return b""
+    try:
+        return sharing.read_probe(lead.probe.pid, lead.probe.descriptor)
+    except ProtocolError:
+        return b""
+
+
 def give_up(session: Session, message: pb.WorkerMessage) -> None:
     """If a worker waits for an answer, tell it that there will be none: its job is over."""
     if message.WhichOneof("kind") in ("pull", "pull_rows"):
@@ -480,8 +517,11 @@ def give_up(session: Session, message: pb.WorkerMessage) -> None:
 
 
 def read_apply(apply: pb.Apply) -> ev.Apply:
-    """Return the order to update θ; workers and losses are the coordinator's affair."""
-    contributions = tuple(
-        ev.Contribution("", c.shard, c.epoch, c.step, c.version, c.samples, 0.0) for c in apply.contributions
-    )
-    return ev.Apply(apply.version, apply.step, contributions, tuple(apply.answer) or None)
+    """Return the order to update θ."""
+    contributions = tuple(map(read_counted, apply.contributions))
+    return ev.Apply(apply.version, apply.step, contributions, tuple(apply.answer) or None, apply.awaited)
+
+
+def read_counted(c: pb.Counted) -> ev.Contribution:
+    """Return the contribution that is meant; workers and losses are the coordinator's affair."""
+    return ev.Contribution("", c.shard, c.epoch, c.step, c.version, c.samples, 0.0)

@@ -15,7 +15,7 @@ from paramserver.server.events import Code, Contribution, Effect
 from paramserver.server.policies import make_policy
 from paramserver.wire.job import Job
 
-Order = ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Capture | ev.Mark | ev.GoBack
+Order = ev.See | ev.Apply | ev.SumUp | ev.Restage | ev.End | ev.Save | ev.Capture | ev.Mark | ev.GoBack
 
 
 class FollowingEngine(Engine):
@@ -117,6 +117,10 @@ class FollowingEngine(Engine):
             order = self._orders.popleft()
             effects.append(order)
             match order:
+                case ev.See(contributions):
+                    for c in contributions:
+                        self._fences[c.shard] = max(self._fences[c.shard], c.epoch)
+                        self._held[c.shard] = c
                 case ev.Apply(version, _, contributions):
                     self.version = version
                     for c in contributions:

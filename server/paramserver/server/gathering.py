@@ -36,11 +36,14 @@ class Gathering:
         #: Given out as whole everywhere, and not decided on yet: a copy that comes late is none of our business.
         self._given: dict[Name, list[bytes]] = {}
 
-    def arrived(self, contribution: Contribution, told: bytes = b"") -> Contribution | None:
-        """Note that a contribution is whole here; return it if it now is everywhere."""
+    def arrived(self, contribution: Contribution, told: bytes = b"", in_sight: bool = False) -> Contribution | None:
+        """Note that a contribution is whole here, and what is in sight of all with it everywhere; return it if it now
+        is."""
         name = Name.of(contribution)
         if name not in self._given:
             self._here[name] = contribution
+            if in_sight:
+                self._where[name] = dict.fromkeys(self._all - {0}, b"")
         return self._note(name, 0, told)
 
     def reported(self, name: Name, partition: int, told: bytes = b"") -> Contribution | None:

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,13 +24,14 @@ from paramserver.server.gathering import Gathering, Name
 from paramserver.server.links import Link
 from paramserver.server.reading import Captured, Copied, in_chunks, merged, received, stream
 from paramserver.server.run import Run
-from paramserver.server.session import Arrived, Session
+from paramserver.server.session import Arrived, Incoming, Session
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.wholesums import Question, questions
-from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError
+from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
+from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 T = TypeVar("T")
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 class LeadingRun(Run):
     """A job whose θ is cut over this server and those that `links` lead to; `moved` is called after every event."""
+
+    _passes_slots_on = True
 
     def __init__(
         self,
@@ -65,6 +69,12 @@ class LeadingRun(Run):
         self._gathering = Gathering(job.server.partitions)
         #: Values of what is gathered, by name, and its rows of tables.
         self._values: dict[Name, tuple[Arrived, Parts]] = {}
+        #: Where contributions lie that count here, by shard; None if the others were told of it.
+        self._sights: dict[int, Segment | None] = {}
+        #: Where the others know that of a shard to lie.
+        self._shown: dict[int, Segment] = {}
+        #: Somebody reads θ of all servers as soon as there is work.
+        self._is_read = False
         #: Workers whose pull waits for what they pushed before it.
         self._pulls: set[str] = set()
         #: The initial parameters are in: here, and on these partitions.
@@ -268,6 +278,24 @@ class LeadingRun(Run):
         reason = f"push of worker {c.worker}, shard {c.shard}, step {c.step}: {fault}"
         return ev.Misbehaved(c.worker, c.shard, c.step, reason, "norm") if fault else None
 
+    @property
+    def _is_in_sight(self) -> bool:
+        """Do all servers see what workers share with this one?"""
+        return self.log is None and all(link.sees for link in self._links)
+
+    def _take_shared(self, store: Store, session: Session, incoming: Incoming, in_sight: bool) -> None:
+        if in_sight and not self._is_in_sight:
+            raise TensorError("the contribution is said to be in sight of all servers, which it is not")
+        super()._take_shared(store, session, incoming, in_sight)
+
+    def _describe(self, store: Store, shared: bool) -> pb.Layout:
+        layout = super()._describe(store, shared)
+        if layout.HasField("theta") and self._is_in_sight:
+            # What servers have to tell each other of a contribution, or workers have to bring to each, they do.
+            layout.in_sight = self.tables is None and store.elastic is None and not self._refuse_norm
+            self._is_read |= layout.in_sight
+        return layout
+
     def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
         for contribution in contributions:
             place, name = (contribution.shard, contribution.step), Name.of(contribution)
@@ -280,7 +308,7 @@ class LeadingRun(Run):
                 told = b""
                 if self._refuse_norm and self.store is not None:
                     told = self._measured(self.store, values.blocks).tobytes()
-                self._gathered(self._gathering.arrived(contribution, told))
+                self._gathered(self._gathering.arrived(contribution, told, values.sight is not None))
             else:
                 # What others have of it is waited for no more.
                 self._forget(name.shard, name.epoch, name.step)
@@ -347,8 +375,14 @@ class LeadingRun(Run):
 
     async def _carry_out_everywhere(self, effect: ev.Effect) -> ev.Event | None:
         match effect:
+            case ev.Keep(shard, step):
+                self._sights[shard] = self._arrived[shard, step].sight
             case ev.Apply():
-                effect = await self._apply_there(effect)
+                effect, done = await self._apply_there(effect)
+                follow_up = self._carry_out(effect)
+                for answer in done:
+                    await answer
+                return follow_up
             case ev.CombineSurveys():
                 broken = self._carry_out(effect)
                 if broken is not None:
@@ -381,17 +415,37 @@ class LeadingRun(Run):
         for link in self._links:
             await link.send(order)
 
-    async def _apply_there(self, apply: ev.Apply) -> ev.Apply:
-        """Have the others apply an update; return what is left to do here."""
-        order = pb.Apply(version=apply.version, step=apply.step)
+    async def _apply_there(self, apply: ev.Apply) -> tuple[ev.Apply, list[asyncio.Future[pb.Report]]]:
+        """Have the others apply an update; return what is left to do here, and what is to be waited for then."""
+        order = pb.Apply(version=apply.version, step=apply.step, awaited=self._is_read)
         for c in apply.contributions:
-            order.contributions.add(shard=c.shard, epoch=c.epoch, step=c.step, version=c.version, samples=c.samples)
+            counted = order.contributions.add(
+                shard=c.shard, epoch=c.epoch, step=c.step, version=c.version, samples=c.samples
+            )
+            self._show(counted)
         for _ in range(questions(self.job)):
             assert self.store is not None
             apply = await self._ask_all(self.store, order, apply)
             order.answer[:] = apply.answer or ()
+            for counted in order.contributions:
+                # It is in by now.
+                counted.in_sight = False
+        if order.awaited:
+            return apply, [await link.begin_to_ask("applied", pb.Order(apply=order)) for link in self._links]
         await self._order(pb.Order(apply=order))
-        return apply
+        return apply, []
+
+    def _show(self, counted: pb.Counted) -> None:
+        """Say where a contribution lies, if the others were not told of it."""
+        shard = counted.shard
+        sight = self._sights.pop(shard, None)
+        if sight is None:
+            return
+        counted.in_sight = True
+        if self._shown.get(shard) is not sight:
+            counted.slot.pid, counted.slot.descriptor = os.getpid(), sight.descriptor
+            # For as long as they may open it.
+            self._shown[shard] = sight
 
     async def _ask_all(self, store: Store, order: pb.Apply, apply: ev.Apply) -> ev.Apply:
         """Have all servers go on with an update to its next question; return the update with the answer, which has the

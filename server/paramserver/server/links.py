@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from paramserver.wire.connection import connect
 from paramserver.wire.errors import ParamserverError, Unreachable, from_rpc_error
 from paramserver.wire.framing import Data
 from paramserver.wire.line import Line
+from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.wire.v1.paramserver_pb2_grpc import PartitionStub
 
@@ -35,7 +37,7 @@ OPTIONS = (
 )
 
 #: Reports that answer an order, in the order of the orders; the others come by themselves.
-_ANSWERS = ("following", "begun", "prepared", "sums", "saved", "gone_back", "moved")
+_ANSWERS = ("following", "begun", "prepared", "sums", "applied", "saved", "gone_back", "moved")
 
 
 class Link:
@@ -58,6 +60,8 @@ class Link:
         #: Ends with the error that broke the connection.
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_following = False
+        #: The partition sees the memory of this process.
+        self.sees = False
         self.beat = pb.Beat()
 
     @property
@@ -72,8 +76,8 @@ class Link:
             return str(error)
         return "waiting for the others" if self.is_following else "not reached yet"
 
-    async def open(self, cluster: bytes) -> pb.Following:
-        """Begin to lead the partition.
+    async def open(self, cluster: bytes, probe: Segment | None = None) -> pb.Following:
+        """Begin to lead the partition; by the probe it is found out whether memory can be shared.
 
         Raises:
             ParamserverError: if it does not answer, or is another one.
@@ -81,7 +85,10 @@ class Link:
         self._call = self._stub.Follow()
         self._reader = asyncio.create_task(self._read())
         lead = pb.Lead(protocol=PROTOCOL, partition=self.partition, partitions=self._partitions, cluster=cluster)
+        if probe is not None:
+            lead.probe.pid, lead.probe.descriptor = os.getpid(), probe.descriptor
         following = (await self.ask("following", pb.Order(lead=lead))).following
+        self.sees = probe is not None and following.proof == probe.values.tobytes()
         if following.port and not self.address.startswith("unix:"):
             await self._go_over(following)
         self.is_following = True

@@ -28,6 +28,86 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Partition"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+class Orders:
+    """What a coordinator wants done, one after the other; most is done as it comes, without waking anybody."""
+
+    def __init__(self, follower: Follower, cluster: bytes) -> None:
+        self._follower = follower
+        self._cluster = cluster
+        self._queue: asyncio.Queue[pb.Order | Exception | None] = asyncio.Queue()
+        #: Everything is done that was handed out by `next`.
+        self._is_idle = False
+
+    def take(self, order: pb.Order) -> None:
+        """Do what is ordered, unless it takes its time or something before it does."""
+        takes_time = order.WhichOneof("kind") in ("begin", "move")
+        if takes_time or not self._is_idle or not self._queue.empty() or self._follower.cluster != self._cluster:
+            self._queue.put_nowait(order)
+            return
+        try:
+            self._follower.obey(order)
+        except Exception as error:
+            # For whoever waits for orders, which ends the connection.
+            self._queue.put_nowait(error)
+
+    def end(self) -> None:
+        """Nothing more will come, or nothing more of it counts."""
+        self._queue.put_nowait(None)
+
+    async def next(self) -> pb.Order | None:
+        """Wait for an order that was not done as it came; None at the end, or when somebody else leads.
+
+        Raises:
+            ParamserverError: if an order broke the contract.
+        """
+        self._is_idle = True
+        order = await self._queue.get()
+        self._is_idle = False
+        if isinstance(order, Exception):
+            raise order
+        return order if self._follower.cluster == self._cluster else None
+
+
+class Reports:
+    """What the coordinator is told, in order: through gRPC, and from some point on through a line."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._queue: asyncio.Queue[pb.Report | Line | None] = asyncio.Queue()
+        self._line: Line | None = None
+
+    def tell(self, report: pb.Report) -> None:
+        """Send a report when those before it are sent; never waits."""
+        if self._line is None or not self._queue.empty():
+            self._queue.put_nowait(report)
+        else:
+            self._send(self._line, report)
+
+    def go_over(self, line: Line) -> None:
+        """Send what is told from now on through a line."""
+        self._queue.put_nowait(line)
+
+    def end(self) -> None:
+        """Tell nothing more."""
+        self._queue.put_nowait(None)
+
+    async def write(self) -> None:
+        """Send what has to wait, until the end; when the stream breaks, the reading tells."""
+        with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            while (report := await self._queue.get()) is not None:
+                if isinstance(report, Line):
+                    self._line = report
+                elif self._line is None:
+                    await self._context.write(report)
+                else:
+                    self._send(self._line, report)
+
+    @staticmethod
+    def _send(line: Line, report: pb.Report) -> None:
+        line.outbox.append((report.SerializeToString(),))
+        line.flush()
+
+
 class PartitionService(rpc.PartitionServicer):
     """Carries the coordinator's orders to the follower and its reports back."""
 
@@ -48,51 +128,50 @@ class PartitionService(rpc.PartitionServicer):
             await context.abort(status_code(error), str(error))
 
     async def _follow(self, lead: pb.Lead, context: Context) -> None:
-        reports: asyncio.Queue[pb.Report | Line | None] = asyncio.Queue()
-        orders: asyncio.Queue[pb.Order | None] = asyncio.Queue()
         # Whoever leads at the same time is told apart by this, even if it gave itself no name.
         lead.cluster = cluster = lead.cluster or os.urandom(8)
-        following = await self._follower.follow(lead, reports.put_nowait, lambda: orders.put_nowait(None))
+        reports, orders = Reports(context), Orders(self._follower, cluster)
+        following = await self._follower.follow(lead, reports.tell, orders.end)
         line: Line | None = None
         if self._doorway is not None:
             following.port, following.ticket = self._doorway.port, self._doorway.issue()
-        reports.put_nowait(pb.Report(following=following))
+        reports.tell(pb.Report(following=following))
         tasks = [asyncio.create_task(_read(context, orders)), asyncio.create_task(self._beat())]
-        writer = asyncio.create_task(_write(reports, context))
+        writer = asyncio.create_task(reports.write())
         try:
-            while (order := await orders.get()) is not None and self._follower.cluster == cluster:
+            while (order := await orders.next()) is not None:
                 if order.HasField("move"):
                     line = await self._go_over(following.ticket, orders, reports)
+                elif order.HasField("begin"):
+                    await self._follower.begin(order.begin)
                 else:
-                    await self._follower.obey(order)
+                    self._follower.obey(order)
         finally:
             self._follower.leave_lead(cluster)
             for task in tasks:
                 task.cancel()
             # A stream must not end in the middle of a write.
-            reports.put_nowait(None)
+            reports.end()
             await writer
             if line is not None:
                 line.close()
             if self._doorway is not None:
                 self._doorway.revoke(following.ticket)
 
-    async def _go_over(
-        self, ticket: bytes, orders: asyncio.Queue[pb.Order | None], reports: asyncio.Queue[pb.Report | Line | None]
-    ) -> Line | None:
+    async def _go_over(self, ticket: bytes, orders: Orders, reports: Reports) -> Line | None:
         """Go on through the coordinator's own connection, if it is there."""
         connection = None if self._doorway is None else await self._doorway.admit(ticket)
-        reports.put_nowait(pb.Report(moved=pb.Moved(done=connection is not None)))
+        reports.tell(pb.Report(moved=pb.Moved(done=connection is not None)))
         if connection is None:
             return None
 
         def take(data: Data) -> None:
             assert not isinstance(data, tuple)
-            orders.put_nowait(pb.Order.FromString(bytes(data)))
+            orders.take(pb.Order.FromString(bytes(data)))
 
         descriptor = connection.detach()
-        line = Line(descriptor, descriptor, take, lambda: None, lambda _: orders.put_nowait(None))
-        reports.put_nowait(line)
+        line = Line(descriptor, descriptor, take, lambda: None, lambda _: orders.end())
+        reports.go_over(line)
         return line
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> AsyncIterator[pb.ReadReply]:
@@ -145,24 +224,10 @@ class FollowerControl(rpc.ControlServicer):
     Watch = Pull = _refuse_stream
 
 
-async def _read(context: Context, orders: asyncio.Queue[pb.Order | None]) -> None:
-    """Queue the coordinator's orders, and a None when its stream has ended."""
+async def _read(context: Context, orders: Orders) -> None:
+    """Take the coordinator's orders until its stream has ended."""
     try:
         while (order := await context.read()) is not grpc.aio.EOF:
-            orders.put_nowait(order)
+            orders.take(order)
     finally:
-        orders.put_nowait(None)
-
-
-async def _write(reports: asyncio.Queue[pb.Report | Line | None], context: Context) -> None:
-    """Send reports until there is a None, those behind a line through it; when the stream breaks, the reading tells."""
-    line: Line | None = None
-    with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
-        while (report := await reports.get()) is not None:
-            if isinstance(report, Line):
-                line = report
-            elif line is None:
-                await context.write(report)
-            else:
-                line.outbox.append((report.SerializeToString(),))
-                line.flush()
+        orders.end()

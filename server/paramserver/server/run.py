@@ -82,6 +82,9 @@ class Run:
     the state is whole.
     """
 
+    #: Other servers may have to open what workers share with this one.
+    _passes_slots_on = False
+
     def __init__(self, job_id: str, job: Job, sessions: Mapping[str, Session], clock: Callable[[], float], epoch: int):
         self.job_id = job_id
         #: As it was submitted; `job` has the policy of the moment.
@@ -340,7 +343,7 @@ class Run:
                 raise TensorError(f"a push must begin at offset 0, this one came with offset {offset}")
             is_whole = True
             if push.shared:
-                self._take_shared(self.store, session, incoming)
+                self._take_shared(self.store, session, incoming, push.in_sight)
             elif self.store.layout.size:
                 self.store.was_answered()
                 is_whole = self._take_chunk(self.store, incoming, offset, payload)
@@ -358,7 +361,7 @@ class Run:
             self.feed(ev.Heard(session.name))
             return None
         session.incoming = None
-        self._arrived[c.shard, c.step] = Arrived(incoming.chunks, incoming.is_lent)
+        self._arrived[c.shard, c.step] = Arrived(incoming.chunks, incoming.is_lent, incoming.sight)
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
@@ -423,24 +426,27 @@ class Run:
     def _take_slot(self, session: Session, slot: pb.Slot) -> None:
         if not session.shares_memory or self.store is None:
             raise ProtocolError(f"worker {session.name} offers a slot without sharing memory with this server")
-        layout, memory = self.store.layout, slot.memory
-        segment = Segment.open(memory.pid, memory.descriptor, layout.whole.size, layout.dtype)
-        segment.values = segment.values[layout.start : layout.start + layout.size]
+        layout, memory = self.store.layout.whole, slot.memory
+        segment = Segment.open(memory.pid, memory.descriptor, layout.size, layout.dtype, keeps=self._passes_slots_on)
         session.slots[slot.shard] = segment
 
-    def _take_shared(self, store: Store, session: Session, incoming: Incoming) -> None:
+    def _take_shared(self, store: Store, session: Session, incoming: Incoming, in_sight: bool) -> None:
+        """Take a contribution from its slot; one that is in sight of all servers this one looks through for all."""
         shard = incoming.contribution.shard
         if shard not in session.slots:
             raise TensorError(f"the contribution lies in a slot for shard {shard}, but none was offered")
-        contribution = session.slots[shard].values
+        slot = session.slots[shard]
+        contribution = store.layout.part_of(slot.values)
         incoming.is_lent = self.log is None
         if not incoming.is_lent:
             # Its worker could change it before it is on the disk.
             contribution = contribution.copy()
-        offset = store.update.first_not_finite(contribution)
+        if in_sight:
+            incoming.sight = slot
+        checked, start = (slot.values, 0) if in_sight else (contribution, store.layout.start)
+        offset = store.update.first_not_finite(checked)
         if offset is not None:
-            start = store.layout.start + offset
-            raise TensorError(_where_not_finite(store.layout.whole, start, contribution[offset:]), "not_finite")
+            raise TensorError(_where_not_finite(store.layout.whole, start + offset, checked[offset:]), "not_finite")
         incoming.chunks = store.cut(contribution)
 
     def _check_norm(self, store: Store, incoming: Incoming) -> None:
@@ -520,7 +526,8 @@ class Run:
         match effect:
             case ev.Keep(shard, step):
                 assert self.store is not None
-                self.store.incoming.hold(shard, *self._arrived.pop((shard, step)))
+                arrived = self._arrived.pop((shard, step))
+                self.store.incoming.hold(shard, arrived.blocks, arrived.is_lent)
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
             case ev.Apply(version, step, contributions, answer):
@@ -599,10 +606,7 @@ class Run:
             return
         if not session.knows_layout:
             session.knows_layout = True
-            layout = self.store.describe(session.shares_memory)
-            if self.tables is not None:
-                layout.tables.extend(tables_to_proto(self.tables.tables))
-            session.send(encode(pb.ServerMessage(layout=layout)))
+            session.send(encode(pb.ServerMessage(layout=self._describe(self.store, session.shares_memory))))
         sees = session.shares_memory and self.store.shares_theta
         is_held = sees or session.held == self.store.version
         messages = [] if self.store.elastic is None else self._own_of(self.store, self.store.elastic, session, grant)
@@ -613,6 +617,12 @@ class Run:
                 return
             session.sent += self.store.theta_nbytes
         session.send(*messages)
+
+    def _describe(self, store: Store, shared: bool) -> pb.Layout:
+        layout = store.describe(shared)
+        if self.tables is not None:
+            layout.tables.extend(tables_to_proto(self.tables.tables))
+        return layout
 
     def _own_of(self, store: Store, elastic: Elastic, session: Session, grant: ev.Grant) -> list[Message]:
         """Return the parameters of the granted shards that the worker does not have from its own last push."""

@@ -47,6 +47,8 @@ class Incoming:
     chunks: list[Array] = field(default_factory=list)
     #: They lie in memory that the worker shares.
     is_lent: bool = False
+    #: The whole contribution, if other servers see it there and were told nothing of it.
+    sight: Segment | None = None
     #: Rows of tables that came ahead of it; None if the job has no tables.
     rows: Arriving | None = None
 
@@ -63,6 +65,8 @@ class Arrived(NamedTuple):
     blocks: list[Array]
     #: They lie in memory that its worker shares.
     is_lent: bool
+    #: See `Incoming`.
+    sight: Segment | None = None
 
 
 @dataclass(slots=True)
@@ -86,7 +90,7 @@ class Session:
     number: int = 0
     #: The worker has proved that it can map this process's memory.
     shares_memory: bool = False
-    #: Where the worker lays its contributions, by shard.
+    #: Where the worker lays its contributions, whole vectors by shard.
     slots: dict[int, Segment] = field(default_factory=dict)
     #: Elastic averaging: lease epoch and step for which it was last asked, by shard.
     asked: dict[int, tuple[int, int]] = field(default_factory=dict)

@@ -6,11 +6,8 @@ import asyncio
 import gc
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
-
-import numpy as np
 
 from paramserver.server import events as ev
 from paramserver.server.log import Log
@@ -26,7 +23,6 @@ from paramserver.wire import sharing
 from paramserver.wire.errors import Busy, NotReady, RequestError, StateError
 from paramserver.wire.job import Job
 from paramserver.wire.memory import give_back
-from paramserver.wire.sharing import PROBE_BYTES, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -59,10 +55,7 @@ class Shell:
         self._log: Log | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: Random bytes in shared memory: whoever sends them back has mapped it.
-        self.probe: Segment | None = None
-        if sharing.AVAILABLE:
-            self.probe = Segment.create(PROBE_BYTES, np.dtype(np.uint8))
-            self.probe.values[:] = np.frombuffer(os.urandom(PROBE_BYTES), np.uint8)
+        self.probe = sharing.make_probe()
         #: Set and replaced when the job starts, ends or is asked to: wakes those who watch.
         self.changed = asyncio.Event()
         snapshot = directory.take_newest() if directory is not None else None

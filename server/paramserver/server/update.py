@@ -134,19 +134,22 @@ class Update:
         return whole
 
     def first_not_finite(self, vector: Array) -> int | None:
-        """Return the offset of the first block of a whole vector that holds NaN or infinity, or None."""
-        if len(self._places) <= CHECKED_ALONE and is_finite(vector):
+        """Return the offset of the first block of a vector that holds NaN or infinity, or None."""
+        count = -(-vector.size // self._block)
+        if count <= CHECKED_ALONE and is_finite(vector):
             return None
+        share = -(-count // len(self.shares)) * self._block
         bad: list[int] = []
 
         def look(number: int) -> None:
-            share = self.shares[number]
+            begin, end = number * share, min((number + 1) * share, vector.size)
             # At once, and only what is wrong block by block: every call costs as much as some thousands of values.
-            if not is_finite(vector[self._places[share.start].start : self._places[share.stop - 1].stop]):
-                bad.extend(index for index in share if not is_finite(vector[self._places[index]]))
+            if not is_finite(vector[begin:end]):
+                starts = range(begin, end, self._block)
+                bad.extend(start for start in starts if not is_finite(vector[start : min(start + self._block, end)]))
 
         self.spread(look)
-        return self._places[min(bad)].start if bad else None
+        return min(bad, default=None)
 
     def spread(self, work: Callable[[int], None]) -> None:
         """Run `work` for every share, on all threads."""

@@ -20,7 +20,7 @@ from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.framing import frame
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.mosaic import Mosaic
-from paramserver.wire.sharing import PROBE_BYTES, Segment
+from paramserver.wire.sharing import Segment
 from paramserver.wire.tables import Table
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.rowexchange import RowExchange, WorkGivenUp
@@ -57,6 +57,11 @@ class Partition:
         if received is None or not received[0].HasField("welcome"):
             raise ProtocolError(f"{self.stream.address} did not welcome the worker")
         self.welcome = received[0].welcome
+
+    @property
+    def is_mapped(self) -> bool:
+        """Is it known where its part of θ is?"""
+        return self._memory is not None
 
     def start_job(self, job_id: str) -> None:
         """Forget what belonged to an earlier job."""
@@ -105,7 +110,7 @@ class Partition:
                     if work.last:
                         self.stream.place = None
                         if self._memory is not None:
-                            self._show(self._memory, part, out, mosaic)
+                            self.show(part, out, mosaic)
                         else:
                             self._held = work.version if work.version >= wanted.version else None
                         return finite
@@ -128,8 +133,8 @@ class Partition:
         match message.WhichOneof("kind"):
             case "layout":
                 described = message.layout
-                if described.HasField("theta"):
-                    self._memory, self._theta = described.theta, None
+                self._memory = described.theta if described.HasField("theta") else None
+                self._theta = None
             case "refusal":
                 refusal = message.refusal
                 log.warning(
@@ -145,8 +150,10 @@ class Partition:
             case other:
                 raise ProtocolError(f"{self.stream.address} sent {other or 'an empty message'} unasked")
 
-    def _show(self, memory: pb.SharedMemory, part: Layout, out: Array, mosaic: Mosaic | None) -> None:
-        if not part.size:
+    def show(self, part: Layout, out: Array, mosaic: Mosaic | None) -> None:
+        """Have its part of θ in `out` as it is in memory now, see `fetch`."""
+        memory = self._memory
+        if memory is None or not part.size:
             return
         if mosaic is not None:
             mosaic.lay(part.start, part.size, memory.pid, memory.descriptor)
@@ -277,16 +284,23 @@ class Partitions:
         mosaic: Mosaic | None,
         own: Mapping[int, Array],
         codec: Codec | None,
+        in_sight: bool,
     ) -> bool:
         """Bring the rest of θ to the version of the work, or a later one, and the rest of what shards have of their own
         that the coordinator has sent for it, whole vectors by shard; say whether all is finite."""
         shards = [a.shard for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
         if not shards:
             return True
+        if in_sight and all(other.is_mapped for other in self._others):
+            for other, part, values in self._with_parts(flat):
+                other.show(part, values, mosaic)
+            if mosaic is not None:
+                mosaic.settle()
+            return True
         wanted = pb.PullWork(version=work.version, shards=shards, own=own, era=work.era)
         fetches = []
         for other, part, values in self._with_parts(flat):
-            theirs = {shard: vector[part.start : part.start + part.size] for shard, vector in own.items()}
+            theirs = {shard: part.part_of(vector) for shard, vector in own.items()}
             fetches.append(other.fetch(wanted, part, values, mosaic, theirs, codec))
         finite = await asyncio.gather(*fetches)
         if mosaic is not None:
@@ -320,7 +334,7 @@ class Partitions:
 
     def _with_parts(self, flat: Array) -> Iterator[tuple[Partition, Layout, Array]]:
         for other, part in zip(self._others, self._parts, strict=True):
-            yield other, part, flat[part.start : part.start + part.size]
+            yield other, part, part.part_of(flat)
 
 
 def prove(welcome: pb.Welcome, address: str) -> bytes:
@@ -335,7 +349,7 @@ def prove(welcome: pb.Welcome, address: str) -> bytes:
         raise ProtocolError(f"the server at {address} offers no shared memory")
     probe = welcome.probe
     try:
-        return Segment.open(probe.pid, probe.descriptor, PROBE_BYTES, np.dtype(np.uint8)).values.tobytes()
+        return sharing.read_probe(probe.pid, probe.descriptor)
     except ProtocolError as error:
         raise ProtocolError(
             f"the server at {address} is on another machine, in another container or another user's ({error})"

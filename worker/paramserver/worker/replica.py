@@ -37,6 +37,8 @@ class Replica:
             memory = described.theta
             self._shared = Segment.open(memory.pid, memory.descriptor, own.size, layout.dtype)
         self.shares_memory = self._shared is not None
+        #: All servers see what lies in a slot, and have the version of the work when it comes.
+        self.in_sight = described.in_sight
         self.nbytes = layout.size * layout.dtype.itemsize
         stays = self._shared is not None and not described.moves and self._codec is None
         if stays and partitions and mosaic.AVAILABLE:
@@ -80,7 +82,7 @@ class Replica:
 
     async def fetch(self, work: pb.Work, partitions: Partitions, own: Mapping[int, Array]) -> None:
         """Bring what other servers hold of it to the version of the work, and of shards' own vectors."""
-        finite = await partitions.fetch(work, self._flat, self._mosaic, own, self._codec)
+        finite = await partitions.fetch(work, self._flat, self._mosaic, own, self._codec, self.in_sight)
         if self._shared is not None and self._codec is not None:
             self._round(self._codec, self._flat[self._own.size :])
         elif not finite:

@@ -126,11 +126,27 @@ class Stream:
 
     async def arrives(self, done: asyncio.Future[Any]) -> bool:
         """Wait until there is something to receive, or something else is done; whether the former is so."""
-        if not self._put_back:
-            self._reading = self._reading or asyncio.ensure_future(self._next())
-            await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
-            return self._reading.done()
-        return not done.done()
+        if self._put_back:
+            return not done.done()
+        if self._line is not None and self._reading is None:
+            return await self._arrives_by_line(done)
+        self._reading = self._reading or asyncio.ensure_future(self._next())
+        await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
+        return self._reading.done()
+
+    async def _arrives_by_line(self, done: asyncio.Future[Any]) -> bool:
+        assert self._ending is not None
+
+        def wake(_done: asyncio.Future[Any]) -> None:
+            self._wake()
+
+        done.add_done_callback(wake)
+        try:
+            while not (self._arrived or self._ending.done() or self._fault or done.done()):
+                await self._wait()
+        finally:
+            done.remove_done_callback(wake)
+        return bool(self._arrived or self._ending.done() or self._fault)
 
     def put_back(self, received: tuple[pb.ServerMessage, memoryview] | None) -> None:
         """Have `receive` return this next."""
@@ -243,9 +259,13 @@ class Stream:
             elif self._fault is not None:
                 raise self._fault
             else:
-                self._waiting = asyncio.get_running_loop().create_future()
-                await self._waiting
+                await self._wait()
         return self._arrived.popleft()
+
+    async def _wait(self) -> None:
+        """Wait until something has come, or nothing more will."""
+        self._waiting = asyncio.get_running_loop().create_future()
+        await self._waiting
 
     async def _send_by_line(self, line: Line, messages: Sequence[Message]) -> None:
         assert self._ending is not None

@@ -413,7 +413,7 @@ class Trainer:
         """Whether the contributions are several, soon computed and so small that each is not worth a message."""
         if len(work.assignments) < 2 or self._replica is None or self._last_step_s > TOGETHER_S:
             return False
-        if self._described or self._partitions:
+        if self._described or (self._partitions and not self._replica.in_sight):
             return False
         if any(assignment.kind != pb.Assignment.GRADIENT for assignment in work.assignments):
             return False
@@ -444,7 +444,7 @@ class Trainer:
         push = message.push
         flat = await self._contribute(stream, assignment, version, push)
         pieces, *others = self._pieces(flat, push)
-        if others:
+        if others and not push.in_sight:
             push.era = self._era
             await self._partitions.push(push, others, self._rows_there)
         if push.shared:
@@ -480,7 +480,8 @@ class Trainer:
             raise ProtocolError("the server assigned a gradient without parameters")
         place, slot = outgoing.place(assignment.shard, row)
         if slot is not None:
-            await self._partitions.announce(slot)
+            if not replica.in_sight:
+                await self._partitions.announce(slot)
             await stream.send(pb.WorkerMessage(slot=slot))
         learner, theta = self._current_learner, replica.views
         exchange = self._exchange(stream, learner, replica.layout) if self._described or learner.tables else None
@@ -497,7 +498,7 @@ class Trainer:
             _check_finite(place, assignment.shard, assignment.step)
         push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
-        push.shared = replica.shares_memory
+        push.shared, push.in_sight = replica.shares_memory, replica.in_sight
         if push.shared and self._encoder is not None:
             # There are no bytes to save in shared memory; the values are those that would have arrived.
             self._encoder.encode(place.flat, push.shard, push.step, in_place=True)

@@ -181,16 +181,18 @@ class Census(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., features: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Layout(_message.Message):
-    __slots__ = ("tensors", "theta", "moves", "tables")
+    __slots__ = ("tensors", "theta", "moves", "tables", "in_sight")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     THETA_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    IN_SIGHT_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     theta: SharedMemory
     moves: bool
     tables: _containers.RepeatedCompositeFieldContainer[Table]
-    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., theta: _Optional[_Union[SharedMemory, _Mapping]] = ..., moves: bool = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ...) -> None: ...
+    in_sight: bool
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., theta: _Optional[_Union[SharedMemory, _Mapping]] = ..., moves: bool = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., in_sight: bool = ...) -> None: ...
 
 class Table(_message.Message):
     __slots__ = ("name", "dim", "scale")
@@ -303,7 +305,7 @@ class Initial(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., offset: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared", "rows", "era")
+    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared", "rows", "in_sight", "era")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +316,7 @@ class Push(_message.Message):
     PULL_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    IN_SIGHT_FIELD_NUMBER: _ClassVar[int]
     ERA_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
@@ -325,8 +328,9 @@ class Push(_message.Message):
     pull: bool
     shared: bool
     rows: int
+    in_sight: bool
     era: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ..., rows: _Optional[int] = ..., era: _Optional[int] = ...) -> None: ...
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ..., rows: _Optional[int] = ..., in_sight: bool = ..., era: _Optional[int] = ...) -> None: ...
 
 class PullRows(_message.Message):
     __slots__ = ("shard", "epoch", "step", "table", "number")
@@ -773,7 +777,7 @@ class Order(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., go_back: _Optional[_Union[GoBack, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back", "moved", "logged")
+    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back", "moved", "logged", "applied")
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
@@ -787,6 +791,7 @@ class Report(_message.Message):
     GONE_BACK_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     LOGGED_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
     following: Following
     begun: Begun
     prepared: Prepared
@@ -800,35 +805,40 @@ class Report(_message.Message):
     gone_back: GoneBack
     moved: Moved
     logged: Logged
-    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., logged: _Optional[_Union[Logged, _Mapping]] = ...) -> None: ...
+    applied: Applied
+    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., logged: _Optional[_Union[Logged, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ...) -> None: ...
 
 class Lead(_message.Message):
-    __slots__ = ("protocol", "partition", "partitions", "cluster")
+    __slots__ = ("protocol", "partition", "partitions", "cluster", "probe")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     partition: int
     partitions: int
     cluster: bytes
-    def __init__(self, protocol: _Optional[int] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ..., cluster: _Optional[bytes] = ...) -> None: ...
+    probe: SharedMemory
+    def __init__(self, protocol: _Optional[int] = ..., partition: _Optional[int] = ..., partitions: _Optional[int] = ..., cluster: _Optional[bytes] = ..., probe: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class Following(_message.Message):
-    __slots__ = ("job_id", "job_json", "versions", "port", "ticket", "reaches")
+    __slots__ = ("job_id", "job_json", "versions", "port", "ticket", "reaches", "proof")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_JSON_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     REACHES_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     job_json: str
     versions: _containers.RepeatedScalarFieldContainer[int]
     port: int
     ticket: bytes
     reaches: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., port: _Optional[int] = ..., ticket: _Optional[bytes] = ..., reaches: _Optional[_Iterable[int]] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, job_id: _Optional[str] = ..., job_json: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., port: _Optional[int] = ..., ticket: _Optional[bytes] = ..., reaches: _Optional[_Iterable[int]] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("job_id", "job_json", "version", "epoch", "train_json")
@@ -891,16 +901,22 @@ class Bad(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Apply(_message.Message):
-    __slots__ = ("version", "step", "contributions", "answer")
+    __slots__ = ("version", "step", "contributions", "answer", "awaited")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
     version: int
     step: int
     contributions: _containers.RepeatedCompositeFieldContainer[Counted]
     answer: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Counted, _Mapping]]] = ..., answer: _Optional[_Iterable[float]] = ...) -> None: ...
+    awaited: bool
+    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Counted, _Mapping]]] = ..., answer: _Optional[_Iterable[float]] = ..., awaited: bool = ...) -> None: ...
+
+class Applied(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SumUp(_message.Message):
     __slots__ = ("apply",)
@@ -917,18 +933,22 @@ class Sums(_message.Message):
     def __init__(self, values: _Optional[bytes] = ..., rows: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Counted(_message.Message):
-    __slots__ = ("shard", "epoch", "step", "version", "samples")
+    __slots__ = ("shard", "epoch", "step", "version", "samples", "in_sight", "slot")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    IN_SIGHT_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     step: int
     version: int
     samples: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
+    in_sight: bool
+    slot: SharedMemory
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., in_sight: bool = ..., slot: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class Restage(_message.Message):
     __slots__ = ("train_json",)
