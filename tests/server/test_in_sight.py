@@ -177,8 +177,11 @@ def test_the_coordinator_looks_at_the_parts_of_the_others_too(monkeypatch: pytes
         train(monkeypatch, job, 2, computes=dict.fromkeys("ab", sometimes_nan), shares=True)
 
 
-def test_what_is_not_in_sight_of_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make_job(server={"max_bad_pushes": 1})
+@pytest.mark.parametrize(("refuse_norm", "sees"), [(0.0, False), (1e6, True)])
+def test_what_is_not_in_sight_of_all_is_refused(
+    monkeypatch: pytest.MonkeyPatch, refuse_norm: float, sees: bool
+) -> None:
+    job = make_job(server={"max_bad_pushes": 1}, train={"refuse_norm": refuse_norm})
     describe = leading.LeadingRun._describe
 
     def lie(run: leading.LeadingRun, *arguments: Any) -> pb.Layout:
@@ -186,7 +189,8 @@ def test_what_is_not_in_sight_of_all_is_refused(monkeypatch: pytest.MonkeyPatch)
         layout.in_sight = True
         return layout
 
-    monkeypatch.setattr(following, "_look_through", lambda _lead: b"")
+    if not sees:
+        monkeypatch.setattr(following, "_look_through", lambda _lead: b"")
     monkeypatch.setattr(leading.LeadingRun, "_describe", lie)
     with pytest.raises(AssertionError, match="said to be in sight of all servers, which it is not"):
         train(monkeypatch, job, 2, shares=True)

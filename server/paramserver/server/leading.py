@@ -255,10 +255,10 @@ class LeadingRun(Run):
         reason = f"step {c.step} of shard {c.shard} came before it was expected: compute it again"
         self._carry_out(ev.Refuse(c.worker, c.shard, c.step, ev.Code.STALE, reason))
 
-    async def _decide(self, contribution: ev.Contribution, values: Arrived, rows: Parts) -> None:
-        """Let the engine decide on a contribution that every partition has."""
+    async def _decide(self, contribution: ev.Contribution, values: Arrived, rows: Parts, pull: bool) -> None:
+        """Let the engine decide on a contribution that every partition has, and on the pull that came with it."""
         name = contribution.shard, contribution.step
-        event: ev.Event = ev.Pushed((contribution,))
+        event: ev.Event = ev.Pushed((contribution,), pull)
         if self._refuse_norm and self.engine.review(contribution) is None:
             event = self._look_at_norm(contribution, self._gathering.told(contribution)) or event
         self._arrived[name], self._arrived_rows[name] = values, rows
@@ -278,22 +278,20 @@ class LeadingRun(Run):
         reason = f"push of worker {c.worker}, shard {c.shard}, step {c.step}: {fault}"
         return ev.Misbehaved(c.worker, c.shard, c.step, reason, "norm") if fault else None
 
-    @property
-    def _is_in_sight(self) -> bool:
-        """Do all servers see what workers share with this one?"""
-        return self.log is None and all(link.sees for link in self._links)
+    def _is_in_sight(self, store: Store) -> bool:
+        """Do all servers see what workers share with this one, and have nothing to tell each other of it?"""
+        is_plain = self.tables is None and store.elastic is None and self.log is None and not self._refuse_norm
+        return is_plain and all(link.sees for link in self._links)
 
     def _take_shared(self, store: Store, session: Session, incoming: Incoming, in_sight: bool) -> None:
-        if in_sight and not self._is_in_sight:
+        if in_sight and not self._is_in_sight(store):
             raise TensorError("the contribution is said to be in sight of all servers, which it is not")
         super()._take_shared(store, session, incoming, in_sight)
 
     def _describe(self, store: Store, shared: bool) -> pb.Layout:
         layout = super()._describe(store, shared)
-        if layout.HasField("theta") and self._is_in_sight:
-            # What servers have to tell each other of a contribution, or workers have to bring to each, they do.
-            layout.in_sight = self.tables is None and store.elastic is None and not self._refuse_norm
-            self._is_read |= layout.in_sight
+        layout.in_sight = layout.HasField("theta") and self._is_in_sight(store)
+        self._is_read |= layout.in_sight
         return layout
 
     def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
@@ -308,7 +306,11 @@ class LeadingRun(Run):
                 told = b""
                 if self._refuse_norm and self.store is not None:
                     told = self._measured(self.store, values.blocks).tobytes()
-                self._gathered(self._gathering.arrived(contribution, told, values.sight is not None))
+                found = self._gathering.arrived(contribution, told, values.sight is not None)
+                # A pull behind what is everywhere at once waits for nothing.
+                at_once = pull and values.sight is not None and contribution is contributions[-1]
+                self._gathered(found, at_once)
+                pull = pull and not at_once
             else:
                 # What others have of it is waited for no more.
                 self._forget(name.shard, name.epoch, name.step)
@@ -316,10 +318,10 @@ class LeadingRun(Run):
         if pull:
             self.feed(ev.Pulled(contributions[0].worker))
 
-    def _gathered(self, contribution: ev.Contribution | None) -> None:
+    def _gathered(self, contribution: ev.Contribution | None, pull: bool = False) -> None:
         if contribution is not None:
             values, rows = self._values.pop(Name.of(contribution))
-            self._acts.put_nowait(partial(self._decide, contribution, values, rows))
+            self._acts.put_nowait(partial(self._decide, contribution, values, rows, pull))
             self._release()
 
     def _waits_for(self, worker: str) -> bool:
