@@ -24,11 +24,12 @@ from paramserver.server.gathering import Gathering, Name
 from paramserver.server.links import Link
 from paramserver.server.reading import Captured, Copied, in_chunks, merged, received, stream
 from paramserver.server.run import Run
-from paramserver.server.session import Arrived, Incoming, Session
+from paramserver.server.session import Arrived, Gate, Incoming, Session
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.wholesums import Question, questions
 from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError, TensorError
+from paramserver.wire.framing import Message
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.sharing import Segment
@@ -75,6 +76,9 @@ class LeadingRun(Run):
         self._shown: dict[int, Segment] = {}
         #: Somebody reads θ of all servers as soon as there is work.
         self._is_read = False
+        #: Updates that the others have yet to make, and what is to be said then.
+        self._undone: list[asyncio.Future[pb.Report]] = []
+        self._unsaid: list[tuple[Session, tuple[Message, ...]]] = []
         #: Workers whose pull waits for what they pushed before it.
         self._pulls: set[str] = set()
         #: The initial parameters are in: here, and on these partitions.
@@ -231,6 +235,8 @@ class LeadingRun(Run):
             follow_up = None
             for effect in self.engine.handle(event, self._now):
                 follow_up = await self._carry_out_everywhere(effect) or follow_up
+            if self._undone:
+                await self._catch_up()
         except ParamserverError:
             # Of another partition.
             raise
@@ -380,11 +386,7 @@ class LeadingRun(Run):
             case ev.Keep(shard, step):
                 self._sights[shard] = self._arrived[shard, step].sight
             case ev.Apply():
-                effect, done = await self._apply_there(effect)
-                follow_up = self._carry_out(effect)
-                for answer in done:
-                    await answer
-                return follow_up
+                effect = await self._apply_there(effect)
             case ev.CombineSurveys():
                 broken = self._carry_out(effect)
                 if broken is not None:
@@ -417,8 +419,8 @@ class LeadingRun(Run):
         for link in self._links:
             await link.send(order)
 
-    async def _apply_there(self, apply: ev.Apply) -> tuple[ev.Apply, list[asyncio.Future[pb.Report]]]:
-        """Have the others apply an update; return what is left to do here, and what is to be waited for then."""
+    async def _apply_there(self, apply: ev.Apply) -> ev.Apply:
+        """Have the others apply an update; return what is left to do here."""
         order = pb.Apply(version=apply.version, step=apply.step, awaited=self._is_read)
         for c in apply.contributions:
             counted = order.contributions.add(
@@ -433,9 +435,30 @@ class LeadingRun(Run):
                 # It is in by now.
                 counted.in_sight = False
         if order.awaited:
-            return apply, [await link.begin_to_ask("applied", pb.Order(apply=order)) for link in self._links]
-        await self._order(pb.Order(apply=order))
-        return apply, []
+            self._undone += [await link.begin_to_ask("applied", pb.Order(apply=order)) for link in self._links]
+        else:
+            await self._order(pb.Order(apply=order))
+        return apply
+
+    async def _catch_up(self) -> None:
+        """Wait until the others have made the updates that they were told to make, and say what was to be said then."""
+        for answer in self._undone:
+            await answer
+        self._undone.clear()
+        unsaid, self._unsaid = self._unsaid, []
+        for session, messages in unsaid:
+            session.deliver(messages)
+
+    @property
+    def _gate(self) -> Gate | None:
+        return self.log or self
+
+    def keeps(self, session: Session, messages: tuple[Message, ...], for_good: bool) -> bool:  # noqa: ARG002
+        """Take what workers must not hear before the others have made an update, see `Gate`."""
+        if not self._undone:
+            return False
+        self._unsaid.append((session, messages))
+        return True
 
     def _show(self, counted: pb.Counted) -> None:
         """Say where a contribution lies, if the others were not told of it."""

@@ -233,10 +233,14 @@ class Run:
         tables["train"] |= changes
         self.feed(ev.PolicyChanged(Job.from_dict(tables).train))
 
+    @property
+    def _gate(self) -> Gate | None:
+        return self.log
+
     def welcome(self, session: Session) -> None:
         """Bring a worker into the job."""
         session.start_job()
-        session.gate = self.log
+        session.gate = self._gate
         started = pb.JobStarted(
             job_id=self.job_id,
             job_json=self.job.to_json(),
