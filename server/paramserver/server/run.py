@@ -518,12 +518,14 @@ class Run:
 
     def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
         match effect:
-            case ev.Keep(shard, step):
+            case ev.Keep():
+                shard, step = effect
                 assert self.store is not None
                 self.store.incoming.hold(shard, *self._arrived.pop((shard, step)))
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
-            case ev.Apply(version, step, contributions, answer):
+            case ev.Apply():
+                version, step, contributions, answer = effect
                 assert self.store is not None
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)
@@ -593,7 +595,8 @@ class Run:
         for kind, shard, epoch, step in grant.assignments:
             if self.store is not None and kind is ev.Kind.GRADIENT:
                 self.store.granted(shard)
-            work.assignments.add(kind=_KINDS[kind], shard=shard, epoch=epoch, step=step)
+            assigned = work.assignments.add()
+            assigned.kind, assigned.shard, assigned.epoch, assigned.step = _KINDS[kind], shard, epoch, step
         if self.store is None:
             session.send(encode(message))
             return
