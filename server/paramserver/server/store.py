@@ -157,6 +157,8 @@ class Store:
 
     def cut(self, vector: Array) -> list[Array]:
         """Return a whole vector, or a chunk of one, in blocks."""
+        if 0 < vector.size <= self.block:
+            return [vector]
         return [vector[start : start + self.block] for start in range(0, vector.size, self.block)]
 
     def restage(self, job: Job) -> None:
