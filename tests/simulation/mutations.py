@@ -391,8 +391,8 @@ MUTATIONS = (
     Mutation(
         "let a shard run one step past the staleness bound",
         "server.engine:Engine._assignments",
-        "lead = self._policy.lead",
-        "lead = self._policy.lead + 1 if self._policy.lead else self._policy.lead",
+        "lead = self.clocks, self._policy.lead",
+        "lead = self.clocks, self._policy.lead + 1 if self._policy.lead else self._policy.lead",
         APART,
     ),
     Mutation(

@@ -82,15 +82,16 @@ def whole(message: Message) -> bytes:
 def frame(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = None) -> Message:
     """Return the wire form of `header` with `payload` (C-contiguous, little-endian) as its field 15,
     not copied if large."""
-    if payload is None or payload.nbytes == 0:
-        return header.SerializeToString()
-    view = payload.data.cast("B")
     head = header.SerializeToString()
-    length = _varint(view.nbytes)
-    if view.nbytes >= _ALIGNED_FROM:
+    size = 0 if payload is None else payload.nbytes
+    if payload is None or not size:
+        return head
+    length = _varint(size)
+    if size >= _ALIGNED_FROM:
         head += _FILLERS[-(len(head) + 1 + len(length)) % _ALIGNMENT]
     head += _PAYLOAD_TAG_BYTE + length
-    return Apart(head, view) if view.nbytes >= _APART_FROM else head + view
+    view = payload.data.cast("B")
+    return Apart(head, view) if size >= _APART_FROM else head + view
 
 
 def encode(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = None) -> bytes:
@@ -140,7 +141,9 @@ def _find_payload(data: bytes | memoryview, size: int) -> tuple[int | None, int]
         # Only one-byte tags of length-delimited fields occur in an envelope; anything else is left to protobuf.
         if tag & 0x87 != _LENGTH_DELIMITED:
             return None, 0
-        length, start = _read_varint(data, position + 1)
+        length, start = data[position + 1], position + 2
+        if length > 0x7F:
+            length, start = _read_varint(data, position + 1)
         if tag == _PAYLOAD_TAG:
             return (position, start) if start + length == size else (None, 0)
         position = start + length

@@ -12,8 +12,9 @@ import os
 import select
 import socket
 import stat
+import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -25,7 +26,8 @@ from paramserver.wire.framing import Apart, Data, Message, Placed
 #: No message is longer, as on the stream.
 MAX_BYTES = 16 << 20
 
-_LENGTH_BYTES = 4
+_LENGTH = struct.Struct("<I")
+_LENGTH_BYTES = _LENGTH.size
 
 #: Longer messages are received where they stay, shorter ones many at once.
 _LARGE = 1 << 15
@@ -111,7 +113,7 @@ class Line:
                     self._is_aside = True
                     self._loop.run_in_executor(_threads, self._send_aside).add_done_callback(self._on_return)
                     return
-                self._take_off(os.writev(self._writing, list(self._buffers())))
+                self._take_off(os.writev(self._writing, self._buffers()))
         except BlockingIOError:
             self._wait_for_room()
             return
@@ -165,20 +167,22 @@ class Line:
             self._give_up()
             self._drained()
 
-    def _buffers(self) -> Iterator[bytes | memoryview]:
-        """Yield what is to be sent next, behind what is sent already."""
-        skipped, size = self._sent, 0
+    def _buffers(self) -> list[bytes | memoryview]:
+        """Return what is to be sent next, behind what is sent already."""
+        parts: list[bytes | memoryview] = []
+        size = -self._sent
         for message in islice(self._unsent, _BATCH):
-            yield from _rest(_parts(message), skipped)
-            size += len(message) - skipped
-            skipped = 0
+            parts += _parts(message)
+            size += len(message)
             if size >= _TURN:
-                return
+                break
+        return _rest(parts, self._sent)
 
     def _take_off(self, count: int) -> None:
         self._sent += count
-        while self._unsent and self._sent >= _LENGTH_BYTES + len(self._unsent[0]):
-            self._sent -= _LENGTH_BYTES + len(self._unsent.popleft())
+        while self._unsent and self._sent >= (size := _LENGTH_BYTES + len(self._unsent[0])):
+            self._sent -= size
+            self._unsent.popleft()
 
     def read(self) -> None:
         """Take what has come, which happens by itself too."""
@@ -216,26 +220,26 @@ class Line:
 
     def _cut(self) -> None:
         """Take the messages that are whole, and remember the beginning of the last."""
-        start = 0
+        arrived, start = self._arrived, 0
         while self._count - start >= _LENGTH_BYTES:
             begin = start + _LENGTH_BYTES
-            length = int.from_bytes(self._arrived[start:begin], "little")
+            (length,) = _LENGTH.unpack_from(arrived, start)
             if length > MAX_BYTES:
                 self._stop()
                 self._fail(ProtocolError(f"a message of {length} bytes came, allowed are {MAX_BYTES}"))
                 return
             if begin + length > self._count:
                 if length > _LARGE:
-                    self._begin(self._arrived[begin : self._count], length)
+                    self._begin(arrived[begin : self._count], length)
                     return
                 break
             start = begin + length
-            self._take(bytes(self._arrived[begin:start]))
+            self._take(arrived[begin:start].tobytes())
             if self._is_over:
                 return
         self._count -= start
         if start and self._count:
-            self._arrived[: self._count] = bytes(self._arrived[start : start + self._count])
+            arrived[: self._count] = bytes(arrived[start : start + self._count])
 
     def _begin(self, begun: memoryview, length: int) -> None:
         """Have the rest of a large message come to where it stays."""
@@ -285,8 +289,10 @@ class Line:
         self.flush()
 
 
-def _rest(parts: Sequence[bytes | memoryview], skipped: int) -> list[bytes | memoryview]:
+def _rest(parts: list[bytes | memoryview], skipped: int) -> list[bytes | memoryview]:
     """Return what is left behind so many bytes."""
+    if not skipped:
+        return parts
     rest: list[bytes | memoryview] = []
     for part in parts:
         if skipped < len(part):
@@ -295,9 +301,9 @@ def _rest(parts: Sequence[bytes | memoryview], skipped: int) -> list[bytes | mem
     return rest
 
 
-def _parts(message: Message) -> tuple[bytes | memoryview, ...]:
+def _parts(message: Message) -> list[bytes | memoryview]:
     """Return what is sent of a message, its length in front."""
-    length = len(message).to_bytes(_LENGTH_BYTES, "little")
+    length = _LENGTH.pack(len(message))
     if isinstance(message, Apart):
-        return length + message.head, message.payload
-    return (length + message,) if len(message) <= _LARGE else (length, message)
+        return [length + message.head, message.payload]
+    return [length + message] if len(message) <= _LARGE else [length, message]

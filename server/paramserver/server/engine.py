@@ -23,6 +23,9 @@ from paramserver.server.policies import make_policy, why_it_waits
 from paramserver.server.waits import Wait, explain, whom
 from paramserver.wire.job import MAX_STEPS, Job, TrainSection
 
+#: Events that by themselves give no reason to look at the leases.
+_KEEP_LEASES = (ev.Pushed, ev.Pulled, ev.Heard)
+
 
 class Engine:
     """The state machine of one job on one partition.
@@ -42,6 +45,10 @@ class Engine:
         self.version = 0
         self.clocks = [0] * job.data.shards
         self._leases = Leases(job.data.shards, epoch)
+        #: The shards, by number.
+        self.shards: list[ShardState] = self._leases.shards
+        #: The workers, by name.
+        self.workers: dict[str, WorkerState] = self._leases.workers
         self.total_steps = 0
         self.staleness: Counter[int] = Counter()
         self.samples = 0
@@ -114,16 +121,6 @@ class Engine:
         self._calm_losses, self._calm_gradients = state.calm_losses, state.calm_gradients
 
     @property
-    def shards(self) -> list[ShardState]:
-        """The shards, by number."""
-        return self._leases.shards
-
-    @property
-    def workers(self) -> dict[str, WorkerState]:
-        """The workers, by name."""
-        return self._leases.workers
-
-    @property
     def epoch(self) -> int:
         """The last lease epoch that was given."""
         return self._leases.epoch
@@ -131,7 +128,7 @@ class Engine:
     @property
     def ended(self) -> bool:
         """Is the job over?"""
-        return self.phase in ("done", "failed", "stopped")
+        return self.phase in {"done", "failed", "stopped"}
 
     def handle(self, event: ev.Event, now: float) -> list[Effect]:
         """Take in one event at time `now` (seconds, monotonic) and return what is to be done, in order."""
@@ -139,6 +136,13 @@ class Engine:
         if self.ended:
             return self._after_the_end(event)
         match event:
+            case ev.Pushed():
+                worker = event.contributions[0].worker
+                self._seen(worker, now)
+                for contribution in event.contributions:
+                    self._push(contribution, effects, now)
+                if event.pull:
+                    self._pull(worker, now)
             case ev.Joined():
                 self._join(event, now, effects)
             case ev.Left(worker, reason):
@@ -154,13 +158,6 @@ class Engine:
             case ev.Initialised():
                 self._seen(event.worker, now)
                 self._initialise(event, effects, now)
-            case ev.Pushed(contributions, pull):
-                worker = contributions[0].worker
-                self._seen(worker, now)
-                for contribution in contributions:
-                    self._push(contribution, effects, now)
-                if pull:
-                    self._pull(worker, now)
             case ev.Replayed(contribution):
                 self._count(contribution, effects, now)
             case ev.Misbehaved():
@@ -181,7 +178,7 @@ class Engine:
             case ev.Tick():
                 self._tick(effects, now)
         if not self.ended:
-            if self._leases.unsettled or not isinstance(event, ev.Pushed | ev.Pulled | ev.Heard):
+            if self._leases.unsettled or not isinstance(event, _KEEP_LEASES):
                 self._leases.lease_out(effects, now)
             self._answer(effects, now)
         return effects
@@ -581,13 +578,12 @@ class Engine:
             return [self._assign(Kind.SURVEY, s) for s in sorted(worker.shards) if not self.shards[s].rows]
         if self.phase == "initialise":
             return [self._assign(Kind.INITIAL, 0)] if 0 in worker.shards else []
-        lead = self._policy.lead
-        last = self.total_steps - 1 if lead is None else min(self.total_steps - 1, min(self.clocks) + lead)
-        ready = [s for s in worker.shards if self.clocks[s] <= last]
-        ready.sort(key=lambda s: (self.clocks[s], s))
+        clocks, lead = self.clocks, self._policy.lead
+        last = self.total_steps - 1 if lead is None else min(self.total_steps - 1, min(clocks) + lead)
+        ready = sorted([(clocks[s], s) for s in worker.shards if clocks[s] <= last])
         # Within a round every shard computes at the same θ; otherwise each step deserves a θ as fresh as can be.
         chosen = ready if self._policy.rounds else ready[:1]
-        return [self._assign(Kind.GRADIENT, s) for s in chosen]
+        return [Assignment(Kind.GRADIENT, s, self.shards[s].epoch, clock) for clock, s in chosen]
 
     def _assign(self, kind: Kind, shard: int) -> Assignment:
         return Assignment(kind, shard, self.shards[shard].epoch, self.clocks[shard])

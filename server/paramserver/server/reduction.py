@@ -73,8 +73,7 @@ class RoundSum:
 
         `shards`, in order, are all of them, or those that are behind while the others wait for them to catch up.
         """
-        rest = [self._early.pop(shard, None) for shard in shards if shard >= self._added]
-        left = [blocks for blocks in rest if blocks is not None]
+        left = [self._early.pop(shard) for shard in shards if shard >= self._added and shard in self._early]
         if self._added + len(left) != len(shards) or self._early:
             raise AssertionError(f"a round of {len(shards)} shards was applied before all contributions were in")
         terms = [list(block) for block in zip(*([self._partial] if self._partial else []), *left, strict=True)]

@@ -264,9 +264,9 @@ class Run:
     def _act(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         match message.WhichOneof("kind"):
             case "push":
-                self._take_pushes(session, (message.push,), payload)
+                self._take_pushes(session, [(message.push, payload)])
             case "pushes":
-                self._take_pushes(session, message.pushes.pushes, payload)
+                self._take_pushes(session, _with_parts(session.name, message.pushes.pushes, payload))
             case "pull":
                 session.held = message.pull.held if message.pull.HasField("held") else None
                 session.rows.clear()
@@ -288,17 +288,12 @@ class Run:
             case other:
                 raise TensorError(f"worker {session.name} sent {other or 'an empty message'}, which has no place here")
 
-    def _take_pushes(self, session: Session, pushes: Sequence[pb.Push], payload: memoryview) -> None:
-        """Act on the contributions of one message, or on the chunk of one."""
-        share, rest = divmod(payload.nbytes, len(pushes)) if pushes else (0, 1)
-        if rest:
-            raise ProtocolError(f"worker {session.name} sent {payload.nbytes} bytes for {len(pushes)} contributions")
-        if len(pushes) > 1 and len({push.shard for push in pushes}) < len(pushes):
-            raise ProtocolError(f"worker {session.name} sent two contributions of one shard in one message")
-        session.received += payload.nbytes
+    def _take_pushes(self, session: Session, pushes: Sequence[tuple[pb.Push, memoryview]]) -> None:
+        """Act on the contributions of one message, one or more, or on the chunk of one."""
         whole = []
-        for index, push in enumerate(pushes):
-            contribution = self._take_push(session, push, payload[index * share : (index + 1) * share])
+        for push, payload in pushes:
+            session.received += payload.nbytes
+            contribution = self._take_push(session, push, payload)
             if contribution is not None:
                 whole.append(contribution)
         pull = push.pull
@@ -343,7 +338,7 @@ class Run:
         try:
             if self.store is None:
                 raise TensorError("a push came before the parameters were initialised")
-            if incoming is None or incoming.name != name:
+            if incoming is None or (offset and incoming.name != name):
                 raise TensorError(f"a push must begin at offset 0, this one came with offset {offset}")
             is_whole = True
             if push.shared:
@@ -381,19 +376,23 @@ class Run:
         decoder, step = store.decoder, incoming.contribution.step
         if decoder is None:
             values = read_values(payload, store.layout.dtype, offset, size)
+            if not values.flags.aligned:
+                # As those of a small chunk mostly are: numpy works on them several times more slowly than it copies.
+                values = values.copy()
             finite = is_finite(values)
         else:
             size = decoder.size(step)
             values, finite = decoder.read(payload, offset, step)
-        if offset != incoming.next_offset or values.size != min(chunk, size - offset):
+        count = values.size
+        if offset != incoming.next_offset or count != min(chunk, size - offset):
             raise TensorError(
-                f"a chunk of {values.size} values came at offset {offset}; "
+                f"a chunk of {count} values came at offset {offset}; "
                 f"{min(chunk, size - incoming.next_offset)} values at offset {incoming.next_offset} are expected"
             )
         if not finite:
             start = store.layout.start if decoder is None else decoder.start(step)
             raise TensorError(_where_not_finite(store.layout.whole, start + offset, values), "not_finite")
-        incoming.next_offset += values.size
+        incoming.next_offset += count
         incoming.chunks.append(values)
         if incoming.next_offset < size:
             return False
@@ -528,13 +527,15 @@ class Run:
 
     def _carry_out(self, effect: ev.Effect) -> ev.Event | None:
         match effect:
-            case ev.Keep(shard, step):
+            case ev.Keep():
+                shard, step = effect
                 assert self.store is not None
                 arrived = self._arrived.pop((shard, step))
                 self.store.incoming.hold(shard, arrived.blocks, arrived.is_lent)
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
-            case ev.Apply(version, step, contributions, answer):
+            case ev.Apply():
+                version, step, contributions, answer, _ = effect
                 assert self.store is not None
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)
@@ -604,7 +605,8 @@ class Run:
         for kind, shard, epoch, step in grant.assignments:
             if self.store is not None and kind is ev.Kind.GRADIENT:
                 self.store.granted(shard)
-            work.assignments.add(kind=_KINDS[kind], shard=shard, epoch=epoch, step=step)
+            assigned = work.assignments.add()
+            assigned.kind, assigned.shard, assigned.epoch, assigned.step = _KINDS[kind], shard, epoch, step
         if self.store is None:
             session.send(encode(message))
             return
@@ -687,6 +689,20 @@ class Run:
         except DataError as error:
             return ev.Broken(f"DataError: {error}")
         return None
+
+
+def _with_parts(worker: str, pushes: Sequence[pb.Push], payload: memoryview) -> list[tuple[pb.Push, memoryview]]:
+    """Return the contributions of one message, each with its part of the payload.
+
+    Raises:
+        ProtocolError: if there are none, two are of one shard, or the payload cannot be theirs.
+    """
+    share, rest = divmod(payload.nbytes, len(pushes)) if pushes else (0, 1)
+    if rest:
+        raise ProtocolError(f"worker {worker} sent {payload.nbytes} bytes for {len(pushes)} contributions")
+    if len({push.shard for push in pushes}) < len(pushes):
+        raise ProtocolError(f"worker {worker} sent two contributions of one shard in one message")
+    return [(push, payload[index * share : (index + 1) * share]) for index, push in enumerate(pushes)]
 
 
 def _contribution(worker: str, push: pb.Push) -> ev.Contribution:

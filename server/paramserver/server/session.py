@@ -74,6 +74,8 @@ class Session:
     """A joined worker."""
 
     join: pb.Join
+    #: The worker's name.
+    name: str = field(init=False)
     #: The push in progress, or None between two.
     incoming: Incoming | None = None
     #: (shard, epoch, step) of a push that was refused at its first chunk; its other chunks are passed over.
@@ -117,10 +119,8 @@ class Session:
     #: Ends the stream whether or not its worker reads.
     cut: Callable[[], object] = lambda: None
 
-    @property
-    def name(self) -> str:
-        """The worker's name."""
-        return self.join.worker
+    def __post_init__(self) -> None:
+        self.name = self.join.worker
 
     def is_of_same_process(self, other: Session) -> bool:
         """Is another stream that of the same worker process, which has come back?"""

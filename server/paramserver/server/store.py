@@ -59,6 +59,8 @@ class Store:
         self.is_whole = True
         self.chunk = chunk_elements(job, CHUNK_BYTES)
         self.block = min(self.chunk, BLOCK_BYTES // layout.dtype.itemsize)
+        #: Where the last chunk of θ begins.
+        self._last_start = max(0, math.ceil(layout.size / self.chunk) - 1) * self.chunk
         self.update = Update(job, layout, self.block, total_steps)
         self.restage(job)
         self._encoded: list[Message] | None = None
@@ -155,6 +157,8 @@ class Store:
 
     def cut(self, vector: Array) -> list[Array]:
         """Return a whole vector, or a chunk of one, in blocks."""
+        if 0 < vector.size <= self.block:
+            return [vector]
         return [vector[start : start + self.block] for start in range(0, vector.size, self.block)]
 
     def restage(self, job: Job) -> None:
@@ -254,11 +258,10 @@ class Store:
         """Return the messages that answer a pull: that with the work comes last, behind what its receiver lacks."""
         if is_held:
             return [encode(message)]
-        last = max(0, math.ceil(self.layout.size / self.chunk) - 1) * self.chunk
         if self._encoded is None:
             *chunks, self._last = self._coded()
             self._encoded = [self._encode(number, chunk) for number, chunk in enumerate(chunks)]
-        message.work.offset = last
+        message.work.offset = self._last_start
         return [*self._encoded, self._lend(message, self._last)]
 
     def own_of(self, shard: int) -> list[Message]:

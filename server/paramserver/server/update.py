@@ -153,7 +153,10 @@ class Update:
 
     def spread(self, work: Callable[[int], None]) -> None:
         """Run `work` for every share, on all threads."""
-        others = [] if self._pool is None else [self._pool.submit(work, n) for n in range(1, len(self.shares))]
+        if self._pool is None:
+            work(0)
+            return
+        others = [self._pool.submit(work, n) for n in range(1, len(self.shares))]
         try:
             work(0)
         finally:

@@ -118,5 +118,7 @@ class BatchOrder:
             self._order = epoch_order(self._seed, self._shard, epoch, self._rows)
             self._epoch = epoch
         start = position * self._batch_size
+        rows = self._order[start : start + self._batch_size].copy()
         # Ascending, so that a memory-mapped file is read forwards.
-        return np.sort(self._order[start : start + self._batch_size])
+        rows.sort()
+        return rows

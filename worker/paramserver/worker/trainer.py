@@ -331,7 +331,7 @@ class Trainer:
                     await replica.fetch(work, self._partitions, owned)
                 except WorkGivenUp:
                     return
-            if not self._job.wire.keeps_back:
+            if version != work.version and not self._job.wire.keeps_back:
                 # Elsewhere θ may go back, and then its changes do not count versions.
                 work.version = version
         repeated = [a for a in work.assignments if self._pushed.get(a.shard) == (a.epoch, a.step)]
@@ -360,8 +360,9 @@ class Trainer:
         if self._fit_one_message(work):
             await self._push_together(stream, work)
             return
+        count = len(work.assignments)
         for position, assignment in enumerate(work.assignments, start=1):
-            is_last = position == len(work.assignments)
+            is_last = position == count
             match assignment.kind:
                 case pb.Assignment.GRADIENT:
                     await self._push_gradient(stream, assignment, work.version, pull=is_last)
@@ -469,7 +470,7 @@ class Trainer:
             nothing = [(0, np.empty(0, np.uint8))]
             return [pieces or nothing for pieces in self._encoder.encode(flat, push.shard, push.step)]
         own = in_chunks(self._partitions.own(flat), self._chunk_bytes)
-        return [own, *self._partitions.in_chunks(flat, self._chunk_bytes)]
+        return [own, *self._partitions.in_chunks(flat, self._chunk_bytes)] if self._partitions else [own]
 
     async def _contribute(
         self, stream: Stream, assignment: pb.Assignment, version: int, push: pb.Push, row: int = 0
