@@ -171,9 +171,12 @@ def test_who_closes_in_time_hears_nothing_of_an_end_that_is_gone() -> None:
     async def talk() -> None:
         worker, server = by_socket()
         worker.line.close()
-        server.line.read()
+        # A process that is just being started elsewhere may hold the other end open for a moment more.
+        async with asyncio.timeout(10):
+            while server.line._breaking is None:
+                server.line.read()
+                await asyncio.sleep(0)
         server.line.close()
-        assert server.line._breaking is not None
         assert server.line._breaking.cancelled()
 
     asyncio.run(talk())
