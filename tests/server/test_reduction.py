@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramserver.server.reduction import RoundSum, Separate, Terms
+from paramserver.server.reduction import AT_ONCE, RoundSum, Separate, Terms
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +40,7 @@ def pieces(values: Array, chunk: int) -> list[Array]:
 
 @given(data=st.data())
 def test_the_bits_of_a_round_do_not_depend_on_the_order_of_arrival(data: st.DataObject) -> None:
-    shards = data.draw(st.integers(1, 6), "shards")
+    shards = data.draw(st.integers(1, 2 * AT_ONCE + 3), "shards")
     chunk = data.draw(st.integers(1, 4), "chunk")
     size = data.draw(st.integers(1, 11), "size")
     dtype = data.draw(st.sampled_from(["float32", "float64"]), "dtype")
@@ -68,12 +69,16 @@ def test_a_round_with_a_contribution_missing_is_never_summed(missing: int) -> No
 
 
 def test_contributions_that_had_their_turn_are_let_go() -> None:
-    reduction = RoundSum(4, 2, 2, np.dtype("float64"))
-    reduction.hold(0, pieces(np.ones(2), 2))
-    reduction.hold(1, pieces(np.ones(2), 2))
-    reduction.hold(2, pieces(np.ones(2), 2))
-    reduction.hold(3, pieces(np.ones(2), 2))
-    assert [len(terms) for terms in reduction.take([0, 1, 2, 3])] == [2]
+    shards = 1 + 3 * AT_ONCE + 1
+    reduction = RoundSum(shards, 2, 2, np.dtype("float64"))
+    held: list[ref[Array]] = []
+    for shard in range(shards):
+        contribution = np.ones(2)
+        reduction.hold(shard, [contribution])
+        held.append(ref(contribution))
+        del contribution
+        assert sum(each() is not None for each in held) <= AT_ONCE
+    assert [len(terms) for terms in reduction.take(range(shards))] == [2]
 
 
 def test_contributions_that_take_no_memory_are_added_up_at_last() -> None:

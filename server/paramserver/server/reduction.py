@@ -13,6 +13,10 @@ import numpy as np
 
 from paramserver.wire.layout import Array
 
+#: Contributions that are added to the sum while a block of it is in cache: with each by itself, the sum would be read
+#: and written once for every one of them.
+AT_ONCE = 3
+
 #: Arrays of one block whose sum, from first to last, is the gradient's; one or more.
 Terms = list[Array]
 
@@ -33,40 +37,48 @@ class Reduction(Protocol):
 class RoundSum:
     """The sum over all shards, always in shard order, so that the bits do not depend on the order of arrival.
 
-    A contribution that takes memory is added to the sum when those of all lower shards are, so that at most the early
-    ones do. Those that are lent, and the last one, are left to `take`: added up while a block of the sum is in cache
-    for the update, each is read from memory once, and the sum never goes there.
+    Contributions that take memory are added to the sum when those of all lower shards are, `AT_ONCE` in one pass over
+    it, so that at most so many and the early ones do. Those that are lent, and the last ones, are left to `take`: added
+    up while a block of the sum is in cache for the update, each is read from memory once, and the sum never goes there.
     """
 
     def __init__(self, shards: int, size: int, block: int, dtype: np.dtype[np.generic]) -> None:
         self._shards = shards
         self._size = size
         self._dtype = dtype
-        #: Made when the first two contributions are added up.
+        #: Made when the first contributions are added up.
         self._sum: Array | None = None
         self._places = [slice(start, min(start + block, size)) for start in range(0, size, block)]
         #: How many shards are added up in `_partial`.
         self._added = 0
-        #: What is added up so far, per block: the first contribution itself, then slices of `_sum`.
+        #: What is added up so far, per block: slices of `_sum`.
         self._partial: list[Array] = []
-        #: Contributions that wait for a lower shard, and the last one.
+        #: Contributions that wait for others, or for the last one.
         self._early: dict[int, list[Array]] = {}
 
     def hold(self, shard: int, blocks: list[Array], is_lent: bool = False) -> None:
         """Take a contribution and add up what has its turn, if that frees memory."""
         self._early[shard] = blocks
-        while not is_lent and self._added < self._shards - 1 and self._added in self._early:
-            blocks = self._early.pop(self._added)
-            if self._added == 0:
-                self._partial = blocks
-            else:
-                if self._sum is None:
-                    self._sum = np.full(self._size, 0, self._dtype)
-                sums = [self._sum[place] for place in self._places]
-                for partial, values, total in zip(self._partial, blocks, sums, strict=True):
-                    np.add(partial, values, out=total)
-                self._partial = sums
-            self._added += 1
+        while not is_lent and (turn := self._next_turn()):
+            self._add_up([self._early.pop(shard) for shard in turn])
+
+    def _next_turn(self) -> range:
+        """Return the shards to be added up now, which are in; none if it is not worth it yet."""
+        # To the first contribution, which is no sum yet, as many are added as to a sum.
+        turn = range(self._added, self._added + AT_ONCE + (self._added == 0))
+        return turn if turn.stop < self._shards and all(shard in self._early for shard in turn) else range(0)
+
+    def _add_up(self, contributions: list[list[Array]]) -> None:
+        if self._sum is None:
+            self._sum = np.full(self._size, 0, self._dtype)
+        sums = [self._sum[place] for place in self._places]
+        before = [self._partial] if self._partial else []
+        for total, first, second, *rest in zip(sums, *before, *contributions, strict=True):
+            np.add(first, second, out=total)
+            for values in rest:
+                np.add(total, values, out=total)
+        self._partial = sums
+        self._added += len(contributions)
 
     def take(self, shards: Sequence[int]) -> list[Terms]:
         """Return the sum of the round so far and what is left to add.
