@@ -41,9 +41,9 @@ class Missing(Exception):
     """What a cell needs and is not here, in a few words for its place in the tables."""
 
 
-def rounds(size: int, workers: int, rounds: int, transport: str, wire: str) -> Found:
+def rounds(size: int, workers: int, rounds: int, transport: str, wire: str, turns: int = 1) -> Found:
     """Time synchronous rounds beside their floor."""
-    return measure_rounds(size, workers, rounds, transport, wire).summary()
+    return _middle([measure_rounds(size, workers, rounds, transport, wire).summary() for _ in range(turns)])
 
 
 def partitions(size: int, rounds: int, transport: str, servers: int, turns: int) -> Found:
@@ -113,8 +113,12 @@ def fashion(batch: int, epochs: int, repeats: int) -> Found:
     return accuracy.measure(accuracy.FOLDER, batch, epochs, repeats)
 
 
-def peer(peer: str, size: int, workers: int, rounds: int) -> Found:
+def peer(peer: str, size: int, workers: int, rounds: int, turns: int = 1) -> Found:
     """Have another program do the same rounds, by its own interpreter."""
+    return _middle([_peer_once(peer, size, workers, rounds) for _ in range(turns)])
+
+
+def _peer_once(peer: str, size: int, workers: int, rounds: int) -> Found:
     python = Path(os.environ.get("PEERS_PYTHON", PEERS_PYTHON))
     if not python.exists():
         raise Missing("not installed: `make peers`")
@@ -162,6 +166,11 @@ def measure(cell: Cell, limit_s: float = LIMIT_S) -> Record:
     found = None if error else json.loads(_last_line(out))
     missing = process.returncode == MISSING
     return Record(cell.kind, cell.options, found, error, missing, round(time.monotonic() - started, 1))
+
+
+def _middle(turns: list[Found]) -> Found:
+    """Return the turn of the median round: which cores the processes of one land on shows in all of its rounds."""
+    return sorted(turns, key=lambda found: found["median_ms"])[len(turns) // 2]
 
 
 def _median_ms(size: int, rounds: int, transport: str, servers: int = 1) -> float:

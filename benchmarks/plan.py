@@ -56,7 +56,7 @@ class Effort(NamedTuple):
     rounds: dict[int, int]
     #: Numbers of workers by size.
     workers: dict[int, tuple[int, ...]]
-    #: How often two things take turns.
+    #: How often two things take turns, and how often short rounds begin anew with other processes.
     turns: int
     #: Rounds of the small and of the huge θ.
     huge_rounds: tuple[int, int]
@@ -104,6 +104,8 @@ def cells(effort: Effort) -> Iterator[Cell]:
         for workers in effort.workers[size]:
             rounds = effort.rounds[size] if workers <= PAIR else effort.rounds[size] // 2
             options: dict[str, Any] = {"size": size, "workers": workers, "rounds": rounds}
+            if size < LARGE and workers <= PAIR:
+                options["turns"] = effort.turns
             for transport in TRANSPORTS:
                 yield Cell("rounds", {**options, "transport": transport, "wire": "full"})
             if workers == PAIR:
