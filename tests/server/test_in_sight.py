@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from paramserver.worker.learner import Learner
 from paramserver.worker.tasks.contract import Params
 from paramserver.worker.trainer import Gradient
 from server.inprocess import at_once
-from server.severalservers import Call, Deed, Pipe, train
+from server.severalservers import Call, Deed, Pipe, Servers, train
 
 #: θ is cut at 65,536, in the middle of the one tensor.
 SIZE = 100_000
@@ -138,6 +140,22 @@ def test_a_contribution_outlives_the_worker_that_made_it(monkeypatch: pytest.Mon
     assert train(monkeypatch, job, 3, deeds=deeds, shares=True) == expected
     # Each of two others has two slots in the beginning, and at least one for each worker that came anew.
     assert sum(slot is not None for slot in slots) >= 2 * (2 + 3)
+
+
+def test_no_descriptor_stays_open_for_workers_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(train={"steps": 40})
+
+    def count(_servers: Servers) -> None:
+        gc.collect()
+        found.append(len(os.listdir("/proc/self/fd")))
+
+    found: list[int] = []
+    deeds: dict[int, Deed] = {version: lambda servers: servers.kill_worker("b") for version in range(6, 36, 2)}
+    deeds |= {5: count, 38: count}
+    train(monkeypatch, job, 2, deeds=deeds, shares=True)
+    early, late = found
+    # The last slot of each shard is kept for as long as others may look there.
+    assert late <= early + 2
 
 
 def test_whoever_shares_memory_and_takes_over_from_whom_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
