@@ -122,6 +122,26 @@ def test_whoever_waits_hears_of_the_end() -> None:
     conversation(talk)
 
 
+def test_whoever_waits_for_two_things_hears_which_of_them_came() -> None:
+    async def talk(stream: Stream, server: Server) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(stream.arrives(done))
+        await asyncio.sleep(0)
+        done.set_result(None)
+        assert not await waiting
+        server.say(refusal(7))
+        other: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        assert await stream.arrives(other)
+        assert await steps(stream, 1) == [7]
+        waiting = asyncio.create_task(stream.arrives(other))
+        await asyncio.sleep(0)
+        server.ending.set_result(grpc.aio.EOF)
+        assert await waiting
+        assert await stream.receive() is None
+
+    conversation(talk)
+
+
 def test_without_pipes_everything_stays_on_the_stream() -> None:
     async def talk(stream: Stream, server: Server) -> None:
         server.ahead = [refusal(2)]
