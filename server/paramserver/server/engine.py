@@ -45,7 +45,7 @@ class Engine:
         self.version = 0
         self.clocks = [0] * job.data.shards
         self._leases = Leases(job.data.shards, epoch)
-        #: The shards, by number.
+        #: The shards, by number; as the workers below the very ones of the leases, which change them in place alone.
         self.shards: list[ShardState] = self._leases.shards
         #: The workers, by name.
         self.workers: dict[str, WorkerState] = self._leases.workers

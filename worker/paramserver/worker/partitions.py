@@ -291,18 +291,17 @@ class Partitions:
         shards = [a.shard for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
         if not shards:
             return True
+        finite: list[bool] = []
         if in_sight and all(other.is_mapped for other in self._others):
             for other, part, values in self._with_parts(flat):
                 other.show(part, values, mosaic)
-            if mosaic is not None:
-                mosaic.settle()
-            return True
-        wanted = pb.PullWork(version=work.version, shards=shards, own=own, era=work.era)
-        fetches = []
-        for other, part, values in self._with_parts(flat):
-            theirs = {shard: part.part_of(vector) for shard, vector in own.items()}
-            fetches.append(other.fetch(wanted, part, values, mosaic, theirs, codec))
-        finite = await asyncio.gather(*fetches)
+        else:
+            wanted = pb.PullWork(version=work.version, shards=shards, own=own, era=work.era)
+            fetches = []
+            for other, part, values in self._with_parts(flat):
+                theirs = {shard: part.part_of(vector) for shard, vector in own.items()}
+                fetches.append(other.fetch(wanted, part, values, mosaic, theirs, codec))
+            finite = await asyncio.gather(*fetches)
         if mosaic is not None:
             mosaic.settle()
         return all(finite)
