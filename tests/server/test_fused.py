@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from paramserver.server.events import Contribution
 from paramserver.server.optimizers import Optimizer, StepInfo, make_optimizer
-from paramserver.wire.job import OptimizerSection
+from paramserver.server.update import Update
+from paramserver.wire.job import Job, OptimizerSection
+from paramserver.wire.layout import Layout
 
 pytest.importorskip("numba", reason="needs numba, the extra `fast`")
 
@@ -69,3 +73,45 @@ def test_a_round_of_blocks_compiles_nothing() -> None:
     theta, gradient = np.ones(100, np.float32), np.ones(100, np.float32)
     optimizer.update(theta, gradient, state, StepInfo(1, 0.1), theta, state, np.empty((0, 100), np.float32))
     assert len(kernel.signatures) == before
+
+
+def of_bytes(values: NDArray[Any], shift: int) -> NDArray[Any]:
+    """Return the values as they come in a message: read-only, and aligned or not."""
+    return np.frombuffer(bytes(shift) + values.tobytes(), values.dtype, offset=shift)
+
+
+@pytest.mark.parametrize("case", ["momentum", "momentum-decay", "nesterov", "nesterov-decay"])
+@settings(max_examples=15, deadline=None)
+@given(
+    size=st.integers(1, 500),
+    block=st.integers(1, 300),
+    workers=st.integers(1, 6),
+    shift=st.integers(0, 7),
+    reduces=st.sampled_from(["mean", "sum"]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 2**16),
+)
+def test_an_update_by_what_workers_sent_has_the_same_bits(
+    case: str, size: int, block: int, workers: int, shift: int, reduces: str, dtype: str, seed: int
+) -> None:
+    layout = Layout([("t", (size,))], dtype)
+    job = Job.from_dict(
+        {
+            "task": {"use": "m"},
+            "data": {"source": "d", "shards": workers},
+            "train": {"dtype": dtype, "reduce": reduces},
+            "optimizer": {**CASES[case], "learning_rate": 0.1},
+        }
+    )
+    found = []
+    for fuse in (True, False):
+        rng = np.random.default_rng(seed)
+        update = Update(job, layout, block, 3, fuse)
+        theta = rng.normal(size=size).astype(dtype)
+        for version in (1, 2, 3):
+            sent = [of_bytes(rng.normal(size=size).astype(dtype), shift) for _ in range(workers)]
+            terms = [[values[start : start + block] for values in sent] for start in range(0, size, block)]
+            names = [Contribution("w", shard, 1, version - 1, version - 1, 7, 0.5) for shard in range(workers)]
+            update.apply(theta, terms, version, version - 1, names)
+        found.append([theta.tobytes(), *(array.tobytes() for array in update.state)])
+    assert found[0] == found[1]

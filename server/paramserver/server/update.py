@@ -111,6 +111,7 @@ class Update:
                 return norm
             blocks, scale = [[whole[place]] for place in self._places], 1.0
         scale *= freshness
+        by_terms = self._optimizer.update_by_terms if correct is None else None
 
         def update_share(number: int) -> None:
             gradient, scratch = self._work[number]
@@ -118,6 +119,9 @@ class Update:
                 place = self._places[index]
                 block, state = theta[place], slice_state(self.state, place.start, place.stop)
                 summed = gradient[: block.size]
+                if by_terms is not None:
+                    by_terms(block, _at_most_two(blocks[index], summed), scale, state, info)
+                    continue
                 _add_up(blocks[index], scale, summed)
                 if correct is not None:
                     correct(place.start, summed, block)
@@ -216,8 +220,17 @@ def _add_up(terms: Terms, scale: float, out: Array) -> None:
     if len(terms) == 1:
         np.multiply(terms[0], scale, out=out)
         return
-    np.add(terms[0], terms[1], out=out)
-    for term in terms[2:]:
-        np.add(out, term, out=out)
+    first, second = _at_most_two(terms, out)
+    np.add(first, second, out=out)
     if scale != 1.0:
         np.multiply(out, scale, out=out)
+
+
+def _at_most_two(terms: Terms, out: Array) -> Terms:
+    """Return two terms at most that have the same sum, all but the last being added up in `out`."""
+    if len(terms) < 3:
+        return terms
+    np.add(terms[0], terms[1], out=out)
+    for term in terms[2:-1]:
+        np.add(out, term, out=out)
+    return [out, terms[-1]]

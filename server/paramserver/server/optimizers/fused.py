@@ -4,6 +4,9 @@ numpy needs a pass over the block for each operation; here every element is read
 operations on an element and their order are those of `sgd` and `adam`, in the same dtype, without fastmath:
 the bits are the same.
 
+With momentum the last two contributions are added up and scaled in the same pass, so that their sum is never written.
+Adam has as many vectors already as the compiler checks for overlap before it gives up on SIMD.
+
 A kernel works in place, where its vectors provably do not overlap; with separate places for old and new the
 compiler gives up on SIMD. So a double buffer is first copied and then updated in place, while it is in
 cache.
@@ -11,8 +14,8 @@ cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,11 +32,10 @@ AVAILABLE = find_spec("numba") is not None
 
 def fused_momentum(momentum: float, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
     """Return `sgd` with momentum above 0, in one pass; `init` compiles the kernel."""
-    kernel = _momentum_kernel(nesterov, weight_decay != 0)
+    kernels = partial(_momentum_kernels, nesterov, weight_decay != 0)
 
     def init(size: int, dtype: npt.DTypeLike) -> MomentumState:
-        none = MomentumState(filled(0, dtype))
-        update(none.velocity, none.velocity, none, StepInfo(1, 1.0), none.velocity, none, none.velocity)
+        kernels(np.dtype(dtype))
         return MomentumState(filled(size, dtype))
 
     def update(
@@ -47,17 +49,24 @@ def fused_momentum(momentum: float, nesterov: bool = False, weight_decay: float 
     ) -> None:
         _place(theta, new_theta)
         _place(state.velocity, new_state.velocity)
+        update_by_terms(new_theta, [gradient], 1.0, new_state, step)
+
+    def update_by_terms(
+        theta: Array, terms: Sequence[Array], scale: float, state: MomentumState, step: StepInfo
+    ) -> None:
         scalar = theta.dtype.type
-        kernel(
-            new_theta,
-            gradient,
-            new_state.velocity,
+        kernels(theta.dtype)[len(terms)](
+            theta,
+            terms[0],
+            terms[-1],
+            scalar(scale),
+            state.velocity,
             scalar(momentum),
             scalar(weight_decay),
             scalar(step.learning_rate),
         )
 
-    return Optimizer(init, update, scratch_rows=0)
+    return Optimizer(init, update, scratch_rows=0, update_by_terms=update_by_terms)
 
 
 def fused_adam(
@@ -108,19 +117,39 @@ def _place(old: Array, new: Array) -> None:
         np.copyto(new, old)
 
 
-def _compile(function: Callable[..., None]) -> Callable[..., None]:
+def _compile(function: Callable[..., None], signature: Any = None) -> Callable[..., None]:
+    """Return the compiled function: now for that signature alone, or else for each that it is called with."""
     import numba  # an extra, and slow to import
 
     # With Python's error model, a check for division by zero in the loop would keep it from using SIMD.
-    compiled: Callable[..., None] = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled: Callable[..., None] = numba.njit(signature, nogil=True, error_model="numpy")(function)
     return compiled
 
 
 @lru_cache
-def _momentum_kernel(nesterov: bool, decay: bool) -> Callable[..., None]:
-    def kernel(theta: Array, gradient: Array, velocity: Array, momentum: Any, weight_decay: Any, rate: Any) -> None:
+def _momentum_kernels(nesterov: bool, decay: bool, dtype: np.dtype[Any]) -> dict[int, Callable[..., None]]:
+    """Compile the kernels for one term and for two, by their number."""
+    return {terms: _momentum_kernel(nesterov, decay, terms == 2, dtype) for terms in (1, 2)}
+
+
+def _momentum_kernel(nesterov: bool, decay: bool, adds: bool, dtype: np.dtype[Any]) -> Callable[..., None]:
+    import numba  # an extra, and slow to import
+
+    def kernel(
+        theta: Array,
+        first: Array,
+        second: Array,
+        scale: Any,
+        velocity: Array,
+        momentum: Any,
+        weight_decay: Any,
+        rate: Any,
+    ) -> None:
         for i in range(theta.size):
-            g = gradient[i]
+            g = first[i]
+            if adds:
+                g = g + second[i]
+            g = g * scale
             if decay:
                 g = g + theta[i] * weight_decay
             v = velocity[i] * momentum + g
@@ -130,7 +159,11 @@ def _momentum_kernel(nesterov: bool, decay: bool) -> Callable[..., None]:
             else:
                 theta[i] = theta[i] - v * rate
 
-    return _compile(kernel)
+    scalar = numba.from_dtype(dtype)
+    own = numba.types.Array(scalar, 1, "C")
+    # Workers' memory and messages; whatever may be written and is aligned is taken for it too, and not compiled anew.
+    given = numba.types.Array(scalar, 1, "C", readonly=True, aligned=False)
+    return _compile(kernel, (own, given, given, scalar, own, scalar, scalar, scalar))
 
 
 @lru_cache

@@ -6,7 +6,7 @@ Every update is elementwise, so the bits do not depend on where the vector is cu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -50,6 +50,15 @@ class Update(Protocol):
     ) -> None: ...
 
 
+class UpdateByTerms(Protocol):
+    """Update a block of θ and of the state in place by `scale` times the sum of `terms`, which are one or two.
+
+    Terms may be read-only and are not changed. The bits are those of adding up, scaling and `update`.
+    """
+
+    def __call__(self, theta: Array, terms: Sequence[Array], scale: float, state: State, step: StepInfo) -> None: ...
+
+
 class Direction(Protocol):
     """Write a raw step over `gradient`, and the part of the state that it needs to `new_state`."""
 
@@ -87,6 +96,8 @@ class Optimizer(NamedTuple):
     scratch_rows: int
     #: None: elementwise, so a block can be updated before the rest of the gradient is there.
     layerwise: Layerwise | None = None
+    #: None: the gradient is added up and scaled first, for `update`.
+    update_by_terms: UpdateByTerms | None = None
 
 
 class NoState(NamedTuple):
