@@ -28,6 +28,7 @@ from paramserver.server.session import Arrived, Gate, Incoming, Session
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.wholesums import Question, questions
+from paramserver.wire.cores import own_core
 from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.framing import Message
 from paramserver.wire.job import Job
@@ -233,7 +234,7 @@ class LeadingRun(Run):
         self._now = self._clock()
         try:
             follow_up = None
-            for effect in self.engine.handle(event, self._now):
+            for effect in self._others_first(self.engine.handle(event, self._now)):
                 follow_up = await self._carry_out_everywhere(effect) or follow_up
             if self._undone:
                 await self._catch_up()
@@ -446,7 +447,9 @@ class LeadingRun(Run):
             await answer
         self._undone.clear()
         unsaid, self._unsaid = self._unsaid, []
-        for session, messages in unsaid:
+        # As in `_others_first`, on whichever core this goes on.
+        core = own_core()
+        for session, messages in sorted(unsaid, key=lambda said: said[0].runs_on(core)):
             session.deliver(messages)
 
     @property

@@ -24,6 +24,7 @@ from paramserver.server.tables.arriving import Parts
 from paramserver.server.tables.tablestore import TableStore
 from paramserver.server.waypoints import Waypoints
 from paramserver.server.wholesums import Question
+from paramserver.wire.cores import own_core
 from paramserver.wire.errors import DataError, JobError, ParamserverError, ProtocolError, StateError, TensorError
 from paramserver.wire.fingerprint import theta_sha256
 from paramserver.wire.framing import Message, encode
@@ -190,7 +191,7 @@ class Run:
         try:
             follow_up = None
             self._now = self._clock()
-            for effect in self.engine.handle(event, self._now):
+            for effect in self._others_first(self.engine.handle(event, self._now)):
                 # If there are two, the last goes back behind the update that the other one tells of.
                 follow_up = self._carry_out(effect) or follow_up
             if follow_up is not None:
@@ -202,6 +203,22 @@ class Run:
             reason = f"the server failed at version {self.engine.version}: {type(error).__name__}: {error}"
             for effect in self.engine.handle(ev.Broken(reason), self._clock()):
                 self._carry_out(effect)
+
+    def _others_first(self, effects: list[ev.Effect]) -> list[ev.Effect]:
+        """Return the effects with grants to workers on this process's core at their end, where grants are anyway.
+
+        A worker that is woken there may take the core before the next one is told, which then waits, its own core being
+        idle, until the first has computed its whole gradient.
+        """
+        if len(effects) < 2 or not isinstance(effects[-2], ev.Grant):
+            return effects
+        core = own_core()
+        far: list[ev.Effect] = []
+        near: list[ev.Effect] = []
+        for effect in effects:
+            session = self._sessions.get(effect.worker) if isinstance(effect, ev.Grant) else None
+            (far if session is None or not session.runs_on(core) else near).append(effect)
+        return far + near
 
     def replay(self, record: Record, train: TrainSection) -> None:
         """Count a contribution of the log once more, under the policy of that time.
@@ -296,7 +313,7 @@ class Run:
             contribution = self._take_push(session, push, payload)
             if contribution is not None:
                 whole.append(contribution)
-        pull = push.pull
+        pull, session.core = push.pull, push.core
         if pull:
             session.held = push.version
         if whole:

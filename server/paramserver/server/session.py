@@ -90,6 +90,8 @@ class Session:
     held: int | None = None
     #: Of its last pull, if this is not the coordinator.
     number: int = 0
+    #: Where the worker ran when it pushed last, see `Push.core`.
+    core: int = 0
     #: The worker has proved that it can map this process's memory.
     shares_memory: bool = False
     #: Where the worker lays its contributions, whole vectors by shard.
@@ -126,6 +128,10 @@ class Session:
         """Is another stream that of the same worker process, which has come back?"""
         mine, others = self.join, other.join
         return (mine.host, mine.pid, mine.instance) == (others.host, others.pid, others.instance)
+
+    def runs_on(self, core: int) -> bool:
+        """Did the worker run on this core of the machine, if that is known?"""
+        return 0 < core == self.core
 
     @property
     def is_full(self) -> bool:

@@ -23,6 +23,7 @@ import grpc
 import numpy as np
 
 from paramserver.wire.codecs import chunk_elements
+from paramserver.wire.cores import own_core
 from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError, Unreachable
 from paramserver.wire.framing import frame
 from paramserver.wire.job import Job
@@ -500,6 +501,7 @@ class Trainer:
         push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
         push.shared, push.in_sight = replica.shares_memory, replica.in_sight
+        push.core = own_core()
         if push.shared and self._encoder is not None:
             # There are no bytes to save in shared memory; the values are those that would have arrived.
             self._encoder.encode(place.flat, push.shard, push.step, in_place=True)
