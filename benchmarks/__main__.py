@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import page, plots, results
 from benchmarks.machine import ROOT, describe
 from benchmarks.measuring import KINDS, measure
-from benchmarks.plan import FULL, QUICK, Cell, cells
+from benchmarks.plan import FULL, IN_TURNS, QUICK, Cell, cells
 
 RESULTS = ROOT / "benchmarks/results"
 #: Above this load the machine is busy with something else.
@@ -27,17 +27,15 @@ def main() -> int:
     parser.add_argument("--write-only", action="store_true", help="the same of an earlier run, and measure nothing")
     parser.add_argument("--list", action="store_true", help="print the cells, and measure nothing")
     arguments = parser.parse_args()
-    chosen = [
-        cell
-        for cell in cells(QUICK if arguments.quick else FULL)
-        if arguments.only is None or cell.kind in arguments.only
-    ]
+    effort = QUICK if arguments.quick else FULL
+    chosen = [cell for cell in cells(effort) if arguments.only is None or cell.kind in arguments.only]
     if arguments.list:
         print("\n".join(map(str, chosen)))
         return 0
+    turns = [(turn, cell) for turn in range(effort.turns) for cell in chosen if turn == 0 or cell.kind in IN_TURNS]
     file = arguments.out or RESULTS / ("quick.jsonl" if arguments.quick else "bench.jsonl")
     if not arguments.write_only:
-        _measure(chosen, file, arguments.quick)
+        _measure(turns, file, arguments.quick)
     found = results.read(file)
     if arguments.write or arguments.write_only:
         page.write(found)
@@ -47,18 +45,18 @@ def main() -> int:
     return 1 if any(record.error and not record.missing for record in found.records) else 0
 
 
-def _measure(chosen: list[Cell], file: Path, quick: bool) -> None:
+def _measure(turns: list[tuple[int, Cell]], file: Path, quick: bool) -> None:
     about = {**describe(), "quick": quick}
     if about["load"] > IDLE_LOAD:
         print(f"warning: load average {about['load']}: what else runs here will show", file=sys.stderr)
     results.begin(file, about)
     began = time.monotonic()
-    for number, cell in enumerate(chosen, start=1):
-        record = measure(cell)
+    for number, (turn, cell) in enumerate(turns, start=1):
+        record = measure(cell)._replace(turn=turn)
         results.add(file, record)
         told = record.error or _told(record.found or {})
         seconds = time.monotonic() - began
-        print(f"{seconds:6.0f} s  {number}/{len(chosen)}  {cell}: {told} ({record.took_s:.1f} s)", flush=True)
+        print(f"{seconds:6.0f} s  {number}/{len(turns)}  {cell}: {told} ({record.took_s:.1f} s)", flush=True)
 
 
 def _told(found: results.Found) -> str:

@@ -41,18 +41,15 @@ class Missing(Exception):
     """What a cell needs and is not here, in a few words for its place in the tables."""
 
 
-def rounds(size: int, workers: int, rounds: int, transport: str, wire: str, turns: int = 1) -> Found:
+def rounds(size: int, workers: int, rounds: int, transport: str, wire: str) -> Found:
     """Time synchronous rounds beside their floor."""
-    return _middle([measure_rounds(size, workers, rounds, transport, wire).summary() for _ in range(turns)])
+    return measure_rounds(size, workers, rounds, transport, wire).summary()
 
 
-def partitions(size: int, rounds: int, transport: str, servers: int, turns: int) -> Found:
-    """Time one server and several in turn; medians of each turn."""
-    one, several = [], []
-    for _ in range(turns):
-        one.append(_median_ms(size, rounds, transport, 1))
-        several.append(_median_ms(size, rounds, transport, servers))
-    return {"one_ms": one, "several_ms": several, "ratio": statistics.median(several) / statistics.median(one)}
+def partitions(size: int, rounds: int, transport: str, servers: int) -> Found:
+    """Time one server and several."""
+    one, several = (_median_ms(size, rounds, transport, count) for count in (1, servers))
+    return {"one_ms": [one], "several_ms": [several]}
 
 
 def message_size(transport: str, sizes: list[int], rounds: list[int]) -> Found:
@@ -106,19 +103,15 @@ def table(rows: int) -> Found:
     return tables.measure(rows, tables.DIM, tables.BATCH, "sgd")
 
 
-def fashion(batch: int, epochs: int, repeats: int) -> Found:
+def fashion(batch: int, epochs: int) -> Found:
     """Time Fashion-MNIST by every way of training."""
     if not accuracy.FOLDER.is_dir():
         raise Missing(f"no data: Debian's package dataset-fashion-mnist puts them into {accuracy.FOLDER}")
-    return accuracy.measure(accuracy.FOLDER, batch, epochs, repeats)
+    return accuracy.measure(accuracy.FOLDER, batch, epochs, repeats=1)
 
 
-def peer(peer: str, size: int, workers: int, rounds: int, turns: int = 1) -> Found:
+def peer(peer: str, size: int, workers: int, rounds: int) -> Found:
     """Have another program do the same rounds, by its own interpreter."""
-    return _middle([_peer_once(peer, size, workers, rounds) for _ in range(turns)])
-
-
-def _peer_once(peer: str, size: int, workers: int, rounds: int) -> Found:
     python = Path(os.environ.get("PEERS_PYTHON", PEERS_PYTHON))
     if not python.exists():
         raise Missing("not installed: `make peers`")
@@ -166,11 +159,6 @@ def measure(cell: Cell, limit_s: float = LIMIT_S) -> Record:
     found = None if error else json.loads(_last_line(out))
     missing = process.returncode == MISSING
     return Record(cell.kind, cell.options, found, error, missing, round(time.monotonic() - started, 1))
-
-
-def _middle(turns: list[Found]) -> Found:
-    """Return the turn of the median round: which cores the processes of one land on shows in all of its rounds."""
-    return sorted(turns, key=lambda found: found["median_ms"])[len(turns) // 2]
 
 
 def _median_ms(size: int, rounds: int, transport: str, servers: int = 1) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import accuracy
-from benchmarks.figures import NAMES, Figure, figures, number
+from benchmarks.figures import NAMES, Figure, figures, number, within_turns
 from benchmarks.machine import ROOT
 from benchmarks.plan import PAIR, Cell
 from benchmarks.results import Found, Record, Results
@@ -91,9 +91,9 @@ def partitions(results: Results) -> list[str]:
 
     def cells(found: Found) -> list[str]:
         each = (_spread(found[name]) for name in ("one_ms", "several_ms"))
-        return [NAMES[found["transport"]], f"{found['size']:,}", *each, f"{found['ratio']:.2f}"]
+        return [NAMES[found["transport"]], f"{found['size']:,}", *each, _spread(within_turns(found))]
 
-    return _rows(("transport", "D", "one server, ms", "two, ms", "ratio"), results.cells("partitions"), cells)
+    return _rows(("transport", "D", "one server, ms", "two, ms", "ratio in a turn"), results.cells("partitions"), cells)
 
 
 def sizes(results: Results) -> list[str]:

@@ -34,6 +34,10 @@ UPDATES: tuple[dict[str, Any], ...] = (
 #: Examples of a shard in a round of Fashion-MNIST.
 BATCHES = (256, 1024)
 
+#: Kinds of cells that are measured in every turn; all others are in the first alone. A machine may be half as fast
+#: some minutes later: what is compared is measured close together, and that several times, each time by new processes.
+IN_TURNS = frozenset({"rounds", "peer", "partitions", "accuracy"})
+
 
 class Cell(NamedTuple):
     """Something to measure."""
@@ -56,7 +60,7 @@ class Effort(NamedTuple):
     rounds: dict[int, int]
     #: Numbers of workers by size.
     workers: dict[int, tuple[int, ...]]
-    #: How often two things take turns, and how often short rounds begin anew with other processes.
+    #: How often what is compared is measured.
     turns: int
     #: Rounds of the small and of the huge θ.
     huge_rounds: tuple[int, int]
@@ -67,21 +71,19 @@ class Effort(NamedTuple):
     updates: int
     #: Rows of the table.
     rows: int
-    #: Repeats and epochs of Fashion-MNIST.
-    repeats: int
+    #: Of Fashion-MNIST.
     epochs: int
 
 
 FULL = Effort(
     rounds={SMALL: 2_000, MIDDLE: 200, LARGE: 20},
     workers=dict.fromkeys(SIZES, WORKERS),
-    turns=3,
+    turns=5,
     huge_rounds=(15, 6),
     three_gb_rounds=3,
     flat=(LARGE, 1_000),
     updates=20,
     rows=10_000_000,
-    repeats=3,
     epochs=2,
 )
 QUICK = Effort(
@@ -93,7 +95,6 @@ QUICK = Effort(
     flat=(MIDDLE, 1_000),
     updates=5,
     rows=1_000_000,
-    repeats=1,
     epochs=1,
 )
 
@@ -101,16 +102,13 @@ QUICK = Effort(
 def cells(effort: Effort) -> Iterator[Cell]:
     """Yield every cell of a run."""
     for size in SIZES:
-        for workers in effort.workers[size]:
-            rounds = effort.rounds[size] if workers <= PAIR else effort.rounds[size] // 2
-            options: dict[str, Any] = {"size": size, "workers": workers, "rounds": rounds}
-            if size < LARGE and workers <= PAIR:
-                options["turns"] = effort.turns
-            for transport in TRANSPORTS:
+        for transport in TRANSPORTS:
+            for workers in effort.workers[size]:
+                rounds = effort.rounds[size] if workers <= PAIR else effort.rounds[size] // 2
+                options: dict[str, Any] = {"size": size, "workers": workers, "rounds": rounds}
                 yield Cell("rounds", {**options, "transport": transport, "wire": "full"})
-            if workers == PAIR:
-                for peer in PEERS:
-                    yield Cell("peer", {"peer": peer, **options})
+        for peer in PEERS:
+            yield Cell("peer", {"peer": peer, "size": size, "workers": PAIR, "rounds": effort.rounds[size]})
     for wire in WIRES:
         options = {"size": LARGE, "workers": PAIR, "rounds": effort.rounds[LARGE]}
         yield Cell("rounds", {**options, "transport": "stream", "wire": wire})
@@ -118,7 +116,7 @@ def cells(effort: Effort) -> Iterator[Cell]:
         for transport in TRANSPORTS:
             rounds = max(5, effort.rounds[size] // 2)
             options = {"size": size, "rounds": rounds, "transport": transport}
-            yield Cell("partitions", {**options, "servers": 2, "turns": effort.turns})
+            yield Cell("partitions", {**options, "servers": 2})
     for transport in TRANSPORTS:
         small, huge = effort.huge_rounds
         yield Cell("message_size", {"transport": transport, "sizes": [LARGE, HUGE], "rounds": [small, huge]})
@@ -135,4 +133,4 @@ def cells(effort: Effort) -> Iterator[Cell]:
         yield Cell("updates", {"size": LARGE, "updates": effort.updates, **update})
     yield Cell("table", {"rows": effort.rows})
     for batch in BATCHES:
-        yield Cell("accuracy", {"batch": batch, "epochs": effort.epochs, "repeats": effort.repeats})
+        yield Cell("accuracy", {"batch": batch, "epochs": effort.epochs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ class Record(NamedTuple):
     #: The error is that something optional is not here.
     missing: bool = False
     took_s: float = 0.0
+    #: Which measurement of this cell it is, from 0.
+    turn: int = 0
 
     def has(self, kind: str, options: dict[str, Any]) -> bool:
         """Return whether this is such a cell; options that are not named may be anything."""
@@ -26,11 +29,14 @@ class Record(NamedTuple):
 
 
 class Results:
-    """The records of one run, in the order in which they were measured."""
+    """The records of one run, one for each cell, in the order in which they were first measured."""
 
     def __init__(self, machine: dict[str, Any], records: list[Record]) -> None:
         self.machine = machine
-        self.records = records
+        turns: dict[str, list[Record]] = {}
+        for record in records:
+            turns.setdefault(f"{record.kind} {record.options}", []).append(record)
+        self.records = [_together(each) for each in turns.values()]
 
     def cells(self, kind: str, **options: Any) -> list[Record]:
         """Return the records of such cells."""
@@ -44,6 +50,38 @@ class Results:
         """Return in a few words why such a cell has nothing."""
         errors = [record.error for record in self.cells(kind, **options) if record.error]
         return errors[0].splitlines()[0] if errors else "not in this run"
+
+
+def _together(turns: list[Record]) -> Record:
+    """Return one record of all turns of a cell; what failed in one of them is told, whatever the others found."""
+    first = next((record for record in turns if record.error), turns[0])
+    found = _found({record.turn: record.found for record in turns if record.found is not None})
+    return first._replace(found=found, took_s=sum(record.took_s for record in turns))
+
+
+def _found(turns: dict[int, Found]) -> Found | None:
+    """Return the turn with the middle median and the medians of all by turn; or, where turns are lists, all of them."""
+    if len(turns) < 2:
+        return next(iter(turns.values()), None)
+    some, *_ = turns.values()
+    if "median_ms" not in some:
+        return {name: [each for found in turns.values() for each in found[name]] for name in some}
+    each_ms = {turn: found["median_ms"] for turn, found in turns.items()}
+    middle = sorted(each_ms, key=each_ms.__getitem__)[len(each_ms) // 2]
+    return {**turns[middle], "each_ms": each_ms}
+
+
+def each_ms(found: Found) -> dict[int, float]:
+    """Return the median of every turn, by its number."""
+    each: dict[int, float] = found.get("each_ms", {0: found["median_ms"]})
+    return each
+
+
+def ratio(found: Found, base: Found) -> float | None:
+    """Return how much longer one takes than another: the median of the ratios within turns; None if they share none."""
+    ms, base_ms = each_ms(found), each_ms(base)
+    ratios = [ms[turn] / base_ms[turn] for turn in ms if turn in base_ms]
+    return statistics.median(ratios) if ratios else None
 
 
 def begin(file: Path, machine: dict[str, Any]) -> None:

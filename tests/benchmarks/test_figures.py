@@ -95,6 +95,42 @@ def test_the_worst_doubling_of_workers_is_told() -> None:
     assert figure([rounds("stream", SMALL, 1, 1.0), rounds("stream", SMALL, 8, 9.0)], "stream, twice").value is None
 
 
+def test_of_several_turns_the_middle_one_is_told() -> None:
+    times = (3.0, 1.0, 2.0)
+    records = [rounds("shm", SMALL, PAIR, ms, ratio=9 * ms)._replace(turn=turn) for turn, ms in enumerate(times)]
+    (record,) = Results({}, records).records
+    assert record.found is not None
+    assert (record.found["median_ms"], record.found["ratio"]) == (2.0, 18.0)
+    assert record.found["each_ms"] == {0: 3.0, 1: 1.0, 2: 2.0}
+
+
+def test_what_is_compared_was_measured_in_one_turn() -> None:
+    # The machine is ten times slower in the second turn, and in the third the only worker failed.
+    times = {1: (1.0, 10.0, None), 2: (2.0, 21.0, 9.0), 4: (4.0, 60.0, 3.0)}
+    records = []
+    for workers, each in times.items():
+        for turn, ms in enumerate(each):
+            record = rounds("stream", SMALL, workers, ms or 0.0)._replace(turn=turn)
+            records.append(record if ms else record._replace(found=None, error="no luck"))
+    found = figure(records, "stream, a round for each worker")
+    assert (found.value, found.told) == (1.25, "1.25 × (D = 1,000, 4 workers)")
+    found = figure(records, "stream, twice the workers")
+    assert found.value == pytest.approx(2.05)
+    (only, _, _) = Results({}, records).records
+    assert (only.error, only.found is not None) == ("no luck", True)
+
+
+def test_lists_of_all_turns_are_put_together() -> None:
+    options = {"transport": "stream", "size": LARGE, "rounds": 9, "servers": 2}
+    turns = [(10.0, 11.0), (20.0, 24.0), (10.0, 13.0)]
+    records = [
+        Record("partitions", options, {"one_ms": [one], "several_ms": [two]}, turn=turn)
+        for turn, (one, two) in enumerate(turns)
+    ]
+    found = figure(records, f"stream, two servers beside one, D = {LARGE:,}")
+    assert (found.value, found.told, found.met()) == (1.2, "1.20 × (1.10 to 1.30)", "no")
+
+
 def test_memory_counts_bytes_of_theta() -> None:
     of_theta = 4 * LARGE / 2**20
     for transport, times, met in (("shm", 3.9, "yes"), ("shm", 4.1, "no"), ("stream", 5.9, "yes")):
@@ -115,15 +151,15 @@ def test_bytes_per_second_and_partitions_are_ratios() -> None:
     options = {"transport": "stream", "sizes": [25, 250], "rounds": [9, 9]}
     found = {"gb_per_s": [2.0, 1.7], "ratio": 0.85, "median_ms": [1.0, 2.0]}
     assert figure([Record("message_size", options, found)], "stream, throughput").met() == "no"
-    options = {"transport": "stream", "size": LARGE, "rounds": 9, "servers": 2, "turns": 1}
-    record = Record("partitions", options, {"one_ms": [10.0], "several_ms": [11.0], "ratio": 1.1})
+    options = {"transport": "stream", "size": LARGE, "rounds": 9, "servers": 2}
+    record = Record("partitions", options, {"one_ms": [10.0], "several_ms": [11.0]})
     assert figure([record], f"stream, two servers beside one, D = {LARGE:,}").met() == "yes"
 
 
 def test_examples_per_second_are_compared_within_each_repeat() -> None:
     rates = {accuracy.PLAIN: [100.0, 50.0], accuracy.ONE: [90.0, 45.0], accuracy.TWO: [135.0, 67.5]}
     runs = {name: [{"samples_per_s": rate} for rate in each] for name, each in rates.items()}
-    records = [Record("accuracy", {"batch": 256, "epochs": 1, "repeats": 2}, runs)]
+    records = [Record("accuracy", {"batch": 256, "epochs": 1}, runs)]
     assert figure(records, "Fashion-MNIST, batch 256, examples/s of two").met() == "no"
     assert figure(records, "Fashion-MNIST, batch 256, examples/s of one").met() == "yes"
 
@@ -142,7 +178,7 @@ def test_a_full_run_measures_every_figure() -> None:
     answers: dict[str, dict[str, Any]] = {
         "rounds": rounds("shm", SMALL, 1, 1.0).found or {},
         "peer": {"median_ms": 1.0},
-        "partitions": {"one_ms": [1.0], "several_ms": [1.0], "ratio": 1.0},
+        "partitions": {"one_ms": [1.0], "several_ms": [1.0]},
         "message_size": {"gb_per_s": [1.0, 1.0], "ratio": 1.0},
         "fits": {"together_mb": 1.0},
         "flat": {"samples": [[float(n), 1.0] for n in range(20)]},
