@@ -14,8 +14,8 @@ import numpy as np
 from paramserver.wire.layout import Array
 
 #: Contributions that are added to the sum while a block of it is in cache: with each by itself, the sum would be read
-#: and written once for every one of them.
-AT_ONCE = 3
+#: and written once for every one of them. So eight workers are added up in the pass that applies their sum.
+AT_ONCE = 7
 
 #: Arrays of one block whose sum, from first to last, is the gradient's; one or more.
 Terms = list[Array]
