@@ -25,8 +25,8 @@ from paramserver.wire.layout import Array, Layout
 from paramserver.wire.sharing import Draft
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
-#: Tensor bytes of a message: what it costs besides them is spread over many. No peer may refuse 16 MiB.
-CHUNK_BYTES = 1 << 22
+#: Tensor bytes of a message: what it costs besides them is spread over many, and no peer's usual limit (4 MiB) is met.
+CHUNK_BYTES = 1 << 21
 
 #: Bytes that are added up and applied while they are in cache; a power of two, so that it is a whole number of blocks
 #: of the norms, and a chunk a whole number of it.
