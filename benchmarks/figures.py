@@ -103,14 +103,15 @@ def _peers(results: Results) -> Iterator[Figure]:
         name = f"shared memory, round, D = {size:,}, beside the fastest peer of this run"
         half = Limit("≤", 0.5, " ×")
         peers = {peer: results.found("peer", peer=peer, size=size, workers=PAIR) for peer in PEERS}
-        there = {peer: found["median_ms"] for peer, found in peers.items() if found is not None}
+        there = {peer: found for peer, found in peers.items() if found is not None}
         if not there:
             yield Figure(name, None, half, None, results.why_not("peer", size=size))
             continue
 
-        def beside(found: Found, there: dict[str, float] = there) -> tuple[float, str]:
-            told = ", ".join(f"{NAMES[peer]} {number(ms)} ms" for peer, ms in there.items())
-            times = found["median_ms"] / min(there.values())
+        def beside(found: Found, there: dict[str, Found] = there) -> tuple[float, str]:
+            told = ", ".join(f"{NAMES[peer]} {number(other['median_ms'])} ms" for peer, other in there.items())
+            # The fastest is the one beside which this looks slowest.
+            times = max((ratio(found, other) or math.inf) for other in there.values())
             return times, f"{times:.2f} × ({number(found['median_ms'])} ms; {told})"
 
         options = {"transport": "shm", "size": size, "workers": PAIR, "wire": "full"}

@@ -120,6 +120,17 @@ def test_what_is_compared_was_measured_in_one_turn() -> None:
     assert (only.error, only.found is not None) == ("no luck", True)
 
 
+def test_a_peer_is_compared_with_the_rounds_of_its_own_turn() -> None:
+    options = {"peer": "gloo", "size": MIDDLE, "workers": PAIR, "rounds": 10}
+    records = []
+    # Slower by ten in the second turn and by two in the third; this and the peer have their middle in different ones.
+    for turn, (ms, other) in enumerate([(1.0, 4.0), (10.0, 50.0), (3.0, 3.0)]):
+        records.append(rounds("shm", MIDDLE, PAIR, ms)._replace(turn=turn))
+        records.append(Record("peer", options, {"median_ms": other}, turn=turn))
+    found = figure(records, f"shared memory, round, D = {MIDDLE:,}, beside the fastest peer")
+    assert (found.value, found.told) == (0.25, "0.25 × (3.00 ms; gloo all-reduce 4.00 ms)")
+
+
 def test_lists_of_all_turns_are_put_together() -> None:
     options = {"transport": "stream", "size": LARGE, "rounds": 9, "servers": 2}
     turns = [(10.0, 11.0), (20.0, 24.0), (10.0, 13.0)]
