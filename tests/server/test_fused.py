@@ -104,14 +104,17 @@ def test_an_update_by_what_workers_sent_has_the_same_bits(
         }
     )
     found = []
-    for fuse in (True, False):
+    for fuse, sums in ((True, False), (False, False), (False, True)):
         rng = np.random.default_rng(seed)
         update = Update(job, layout, block, 3, fuse)
         theta = rng.normal(size=size).astype(dtype)
         for version in (1, 2, 3):
             sent = [of_bytes(rng.normal(size=size).astype(dtype), shift) for _ in range(workers)]
-            terms = [[values[start : start + block] for values in sent] for start in range(0, size, block)]
             names = [Contribution("w", shard, 1, version - 1, version - 1, 7, 0.5) for shard in range(workers)]
+            if sums:
+                # What the others have to find, added up from first to last.
+                sent = [sum(sent[1:], sent[0])]
+            terms = [[values[start : start + block] for values in sent] for start in range(0, size, block)]
             update.apply(theta, terms, version, version - 1, names)
         found.append([theta.tobytes(), *(array.tobytes() for array in update.state)])
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]

@@ -20,8 +20,8 @@ JOB: dict[str, Any] = {
     "data": {"source": "builtin:linear", "shards": 4, "batch_size": 8},
     "train": {"steps": 6},
 }
-#: Where the workers run.
-CORES = {"w0": 1, "w1": 2, "w2": 1, "w3": 3}
+#: Where the workers run; one does not say.
+CORES = {"w0": 1, "w1": 2, "w2": 0, "w3": 1}
 
 _core: ContextVar[int] = ContextVar("core", default=0)
 
@@ -55,7 +55,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
 
 @pytest.mark.parametrize(
     ("core", "order"),
-    [(0, "w0 w1 w2 w3"), (1, "w1 w3 w0 w2"), (2, "w0 w2 w3 w1"), (3, "w0 w1 w2 w3"), (4, "w0 w1 w2 w3")],
+    [(0, "w0 w1 w2 w3"), (1, "w1 w2 w0 w3"), (2, "w0 w2 w3 w1"), (3, "w0 w1 w2 w3")],
 )
 def test_who_runs_on_the_servers_core_is_told_last(
     monkeypatch: pytest.MonkeyPatch, rounds: dict[int, str], core: int, order: str
@@ -74,7 +74,7 @@ def test_so_it_is_where_other_servers_had_to_make_the_update_first(
     train(monkeypatch, JOB, 2, computes={name: on(core) for name, core in CORES.items()}, shares=True)
     assert len(rounds) == 5
     for order in rounds.values():
-        assert {*order.split()[:2]} == {"w1", "w3"}
+        assert {*order.split()[:2]} == {"w1", "w2"}
 
 
 def test_a_worker_says_where_it_runs() -> None:
