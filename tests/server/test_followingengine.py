@@ -66,7 +66,7 @@ def test_what_it_sees_counts_as_what_it_was_told() -> None:
     engine = make_engine()
     c, other = contribution(epoch=3, worker=""), contribution(shard=1)
     push(engine, contribution(epoch=1, worker="dead"))
-    see, apply = ev.See((c,), ((1, 2),)), ev.Apply(1, 1, (c, other), is_awaited=True)
+    see, apply = ev.See((c,), ((1, 2),)), ev.Apply(1, 1, (c, other))
     assert order(engine, see) == [see]
     assert refused(push(engine, contribution(epoch=2, worker="zombie"))) is Code.FENCED
     assert order(engine, apply) == []

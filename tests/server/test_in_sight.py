@@ -78,9 +78,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int] | None]:
         {"optimizer": {"name": "lars", "momentum": 0.0}},
         {"train": {"aggregate": "krum", "byzantine": 1}, "data": {"shards": 5}},
         {"wire": {"push": "int8"}},
-        {"wire": {"push": "topk", "density": 0.1, "exact_every": 3}},
     ],
-    ids=["plain", "lars", "krum", "int8", "topk"],
+    ids=["plain", "lars", "krum", "int8"],
 )
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_others_are_told_nothing_and_the_bits_are_those_of_one_server(
@@ -106,8 +105,9 @@ def test_the_others_are_told_nothing_and_the_bits_are_those_of_one_server(
         {"train": {"refuse_norm": 1e6}},
         {"train": {"local_update": "elastic", "local_steps": 2, "elasticity": 0.5, "local_learning_rate": 0.1}},
         {"train": {"mode": "async", "delay_compensation": 0.1}, "data": {"shards": 1}},
+        {"wire": {"push": "topk", "density": 0.1, "exact_every": 3}},
     ],
-    ids=["refuse_norm", "elastic", "delay_compensation"],
+    ids=["refuse_norm", "elastic", "delay_compensation", "topk"],
 )
 def test_what_servers_have_to_know_of_each_other_they_are_told(
     monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]
@@ -152,10 +152,10 @@ def test_no_descriptor_stays_open_for_workers_that_are_gone(monkeypatch: pytest.
     found: list[int] = []
     deeds: dict[int, Deed] = {version: lambda servers: servers.kill_worker("b") for version in range(6, 36, 2)}
     deeds |= {5: count, 38: count}
-    train(monkeypatch, job, 2, deeds=deeds, shares=True)
+    # Nobody else takes a shard meanwhile, and keeps a slot for it.
+    train(monkeypatch, job, 2, deeds=deeds, computes={"b": at_once}, shares=True)
     early, late = found
-    # The last slot of each shard is kept for as long as others may look there.
-    assert late <= early + 2
+    assert late == early
 
 
 def test_whoever_shares_memory_and_takes_over_from_whom_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

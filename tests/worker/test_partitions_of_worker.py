@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import numpy as np
 import pytest
 
-from paramserver.wire.errors import ProtocolError
+from paramserver.wire import mosaic, sharing
+from paramserver.wire.errors import PeerGone, ProtocolError
 from paramserver.wire.layout import Array, Layout
+from paramserver.wire.mosaic import Mosaic
+from paramserver.wire.sharing import Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.partitions import Partition, Partitions
 
@@ -47,6 +51,7 @@ class Answering:
 
     def __init__(self, *answers: tuple[int, int, float | None]) -> None:
         self._answers = list(answers)
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def send(self, message: pb.WorkerMessage, _payload: Array | None = None) -> None:
         pass
@@ -91,3 +96,48 @@ def test_memory_that_a_server_shows_no_more_is_not_looked_at() -> None:
         return found
 
     assert asyncio.run(look()) == [True, False]
+
+
+@pytest.mark.skipif(not sharing.AVAILABLE or not mosaic.AVAILABLE, reason="this system has no such memory")
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.02])
+def test_theta_of_another_server_is_shown_when_that_has_made_the_update(copies: bool, pause_s: float) -> None:
+    whole = Layout([("a", (4096,))], "float64")
+    part = whole.cut(2)[1]
+    theta = Segment.create(part.size, part.dtype, True, part.start)
+
+    async def look(stays: bool) -> list[tuple[int, float]]:
+        shown = Mosaic(whole.size, whole.dtype)
+        partition = Partition(Answering())  # type: ignore[arg-type]
+        memory = pb.SharedMemory(pid=os.getpid(), descriptor=theta.descriptor)
+        await partition.aside(pb.ServerMessage(layout=pb.Layout(theta=memory)), memoryview(b""))
+        out = np.zeros(part.size) if copies else part.part_of(shown.values)
+        found: list[tuple[int, float]] = []
+
+        async def update() -> None:
+            theta.sequence[0] = 1
+            await asyncio.sleep(pause_s)
+            theta.values[:] = 1.0
+            await asyncio.sleep(pause_s)
+            theta.sequence[0] = 2
+
+        async def show(version: int) -> None:
+            await partition.show(version, part, out, None if copies else shown)
+            found.append((int(theta.sequence[0]), float(out[-1])))
+
+        theta.sequence[0] = 0
+        theta.values[:] = 0.0
+        await show(0)
+        waiting = asyncio.create_task(show(1))
+        await asyncio.sleep(2 * pause_s)
+        assert not waiting.done(), "the update has not begun"
+        if stays:
+            await update()
+        else:
+            partition.stream.ended.set_result(None)
+        await waiting
+        return found
+
+    assert asyncio.run(look(stays=True)) == [(0, 0.0), (2, 1.0)]
+    with pytest.raises(PeerGone, match="server 1 ended the stream"):
+        asyncio.run(look(stays=False))

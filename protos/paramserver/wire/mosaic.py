@@ -37,14 +37,15 @@ class Mosaic:
         #: By first element: its segment, and what of it has to be copied where.
         self._pieces: dict[int, tuple[tuple[int, int], Segment, list[tuple[Array, Array]]]] = {}
 
-    def lay(self, start: int, size: int, pid: int, descriptor: int) -> None:
-        """Show another process's segment of `size` elements from element `start` on; nothing if it is there already.
+    def lay(self, start: int, size: int, pid: int, descriptor: int) -> Segment:
+        """Show another process's segment of `size` elements from element `start` on, if it is not there already; return
+        it.
 
         Raises:
             ProtocolError: if it cannot be mapped.
         """
         if start in self._pieces and self._pieces[start][0] == (pid, descriptor):
-            return
+            return self._pieces[start][1]
         item = self._dtype.itemsize
         begin, end = start * item, (start + size) * item
         first, last = -(-begin // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
@@ -56,6 +57,7 @@ class Mosaic:
             edges = [(start, first // item), (last // item, start + size)]
         copies = [(self.values[a:b], segment.values[a - start : b - start]) for a, b in edges if a < b]
         self._pieces[start] = (pid, descriptor), segment, copies
+        return segment
 
     def settle(self) -> None:
         """Make the edges show what the segments hold now."""

@@ -98,6 +98,10 @@ class Segment:
     def __del__(self) -> None:
         self.close()
 
+    def has_had(self, changes: int) -> bool:
+        """Say whether the vector has been changed so many times."""
+        return int(self.sequence[0]) >= 2 * changes
+
     def copy_whole(self, out: Array) -> int:
         """Copy the vector as it was at one moment, while its owner may be changing it (a sequence lock).
 

@@ -220,8 +220,6 @@ class Apply(NamedTuple):
     contributions: tuple[Contribution, ...]
     #: To the last of the update's questions, where this process cannot know it: θ is cut over several servers.
     answer: tuple[float, ...] | None = None
-    #: On a partition that is led: the coordinator waits until it is done.
-    is_awaited: bool = False
 
 
 class See(NamedTuple):

@@ -166,10 +166,6 @@ class FollowingRun(Run):
                 assert self.store is not None
                 for c, slot in zip(contributions, slots, strict=True):
                     self._see(self.store, c.shard, slot)
-            case ev.Apply():
-                super()._carry_out(effect)
-                if effect.is_awaited:
-                    self._tell(pb.Report(applied=pb.Applied()))
             case ev.Mark():
                 assert self.store is not None
                 if self._waypoints is not None:
@@ -519,7 +515,7 @@ def give_up(session: Session, message: pb.WorkerMessage) -> None:
 def read_apply(apply: pb.Apply) -> ev.Apply:
     """Return the order to update θ."""
     contributions = tuple(map(read_counted, apply.contributions))
-    return ev.Apply(apply.version, apply.step, contributions, tuple(apply.answer) or None, apply.awaited)
+    return ev.Apply(apply.version, apply.step, contributions, tuple(apply.answer) or None)
 
 
 def read_counted(c: pb.Counted) -> ev.Contribution:

@@ -20,17 +20,16 @@ from typing import TypeVar
 import numpy as np
 
 from paramserver.server import events as ev
+from paramserver.server.acts import Acts
 from paramserver.server.gathering import Gathering, Name
 from paramserver.server.links import Link
 from paramserver.server.reading import Captured, Copied, in_chunks, merged, received, stream
 from paramserver.server.run import Run
-from paramserver.server.session import Arrived, Gate, Incoming, Session
+from paramserver.server.session import Arrived, Incoming, Session
 from paramserver.server.store import Store
 from paramserver.server.tables.arriving import Parts
 from paramserver.server.wholesums import Question, questions
-from paramserver.wire.cores import own_core
 from paramserver.wire.errors import NotReady, ParamserverError, ProtocolError, StateError, TensorError
-from paramserver.wire.framing import Message
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.sharing import Segment
@@ -61,9 +60,7 @@ class LeadingRun(Run):
     ) -> None:
         super().__init__(job_id, job, sessions, clock, epoch)
         self._links = links
-        self._moved = moved
-        #: What is to be done next, one after the other.
-        self._acts: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._acts = Acts(moved)
         #: Who waits for an act of theirs.
         self._waiting: set[asyncio.Future[None]] = set()
         #: Set once the connection to the others is lost; the next run takes over from there.
@@ -75,11 +72,6 @@ class LeadingRun(Run):
         self._sights: dict[int, Segment | None] = {}
         #: Where the others know that of a shard to lie.
         self._shown: dict[int, Segment] = {}
-        #: Somebody reads θ of all servers as soon as there is work.
-        self._is_read = False
-        #: Updates that the others have yet to make, and what is to be said then.
-        self._undone: list[asyncio.Future[pb.Report]] = []
-        self._unsaid: list[tuple[Session, tuple[Message, ...]]] = []
         #: Workers whose pull waits for what they pushed before it.
         self._pulls: set[str] = set()
         #: The initial parameters are in: here, and on these partitions.
@@ -96,10 +88,7 @@ class LeadingRun(Run):
         Raises:
             ParamserverError: if another partition is gone or breaks the contract.
         """
-        while True:
-            act = await self._acts.get()
-            await act()
-            self._moved()
+        await self._acts.work()
 
     def abandon(self, error: ParamserverError) -> None:
         """Let go of everybody who waits, since nothing more will be done."""
@@ -133,7 +122,7 @@ class LeadingRun(Run):
                 done.set_result(None)
 
         self._waiting.add(done)
-        self._acts.put_nowait(do)
+        self._acts.add(do)
         try:
             await done
         finally:
@@ -218,7 +207,7 @@ class LeadingRun(Run):
                 self._initial = event
                 self._look_at_initial()
             case ev.Pushed((contribution,)):
-                self._acts.put_nowait(partial(self._refuse, contribution))
+                self._acts.add(partial(self._refuse, contribution))
             case ev.Tick():
                 self.is_to_tick = True
                 self._later(event)
@@ -226,7 +215,7 @@ class LeadingRun(Run):
                 self._later(event)
 
     def _later(self, event: ev.Event) -> None:
-        self._acts.put_nowait(partial(self._handle, event))
+        self._acts.add(partial(self._handle, event))
 
     async def _handle(self, event: ev.Event) -> None:
         if isinstance(event, ev.Tick):
@@ -236,8 +225,6 @@ class LeadingRun(Run):
             follow_up = None
             for effect in self._others_first(self.engine.handle(event, self._now)):
                 follow_up = await self._carry_out_everywhere(effect) or follow_up
-            if self._undone:
-                await self._catch_up()
         except ParamserverError:
             # Of another partition.
             raise
@@ -288,6 +275,8 @@ class LeadingRun(Run):
     def _is_in_sight(self, store: Store) -> bool:
         """Do all servers see what workers share with this one, and have nothing to tell each other of it?"""
         is_plain = self.tables is None and store.elastic is None and self.log is None and not self._refuse_norm
+        # Where θ goes back, a number of changes does not tell which version it is.
+        is_plain = is_plain and not self.job.wire.keeps_back
         return is_plain and all(link.sees for link in self._links)
 
     def _take_shared(self, store: Store, session: Session, incoming: Incoming, in_sight: bool) -> None:
@@ -298,7 +287,6 @@ class LeadingRun(Run):
     def _describe(self, store: Store, shared: bool) -> pb.Layout:
         layout = super()._describe(store, shared)
         layout.in_sight = layout.HasField("theta") and self._is_in_sight(store)
-        self._is_read |= layout.in_sight
         return layout
 
     def _count(self, contributions: tuple[ev.Contribution, ...], pull: bool) -> None:
@@ -328,7 +316,7 @@ class LeadingRun(Run):
     def _gathered(self, contribution: ev.Contribution | None, pull: bool = False) -> None:
         if contribution is not None:
             values, rows = self._values.pop(Name.of(contribution))
-            self._acts.put_nowait(partial(self._decide, contribution, values, rows, pull))
+            self._acts.add(partial(self._decide, contribution, values, rows, pull))
             self._release()
 
     def _waits_for(self, worker: str) -> bool:
@@ -337,8 +325,9 @@ class LeadingRun(Run):
 
     def _release(self) -> None:
         """Pass on the pulls that wait for nothing any more."""
-        for worker in sorted(worker for worker in self._pulls if not self._waits_for(worker)):
-            self._pulls.discard(worker)
+        released = sorted(worker for worker in self._pulls if not self._waits_for(worker))
+        self._pulls.difference_update(released)
+        for worker in released:
             self._later(ev.Pulled(worker))
 
     def _look_at_initial(self) -> None:
@@ -422,7 +411,7 @@ class LeadingRun(Run):
 
     async def _apply_there(self, apply: ev.Apply) -> ev.Apply:
         """Have the others apply an update; return what is left to do here."""
-        order = pb.Apply(version=apply.version, step=apply.step, awaited=self._is_read)
+        order = pb.Apply(version=apply.version, step=apply.step)
         for c in apply.contributions:
             counted = order.contributions.add(
                 shard=c.shard, epoch=c.epoch, step=c.step, version=c.version, samples=c.samples
@@ -435,33 +424,8 @@ class LeadingRun(Run):
             for counted in order.contributions:
                 # It is in by now.
                 counted.in_sight = False
-        if order.awaited:
-            self._undone += [await link.begin_to_ask("applied", pb.Order(apply=order)) for link in self._links]
-        else:
-            await self._order(pb.Order(apply=order))
+        await self._order(pb.Order(apply=order))
         return apply
-
-    async def _catch_up(self) -> None:
-        """Wait until the others have made the updates that they were told to make, and say what was to be said then."""
-        for answer in self._undone:
-            await answer
-        self._undone.clear()
-        unsaid, self._unsaid = self._unsaid, []
-        # As in `_others_first`, on whichever core this goes on.
-        core = own_core()
-        for session, messages in sorted(unsaid, key=lambda said: said[0].runs_on(core)):
-            session.deliver(messages)
-
-    @property
-    def _gate(self) -> Gate | None:
-        return self.log or self
-
-    def keeps(self, session: Session, messages: tuple[Message, ...], for_good: bool) -> bool:  # noqa: ARG002
-        """Take what workers must not hear before the others have made an update, see `Gate`."""
-        if not self._undone:
-            return False
-        self._unsaid.append((session, messages))
-        return True
 
     def _show(self, counted: pb.Counted) -> None:
         """Say where a contribution lies, if the others were not told of it."""

@@ -37,7 +37,7 @@ OPTIONS = (
 )
 
 #: Reports that answer an order, in the order of the orders; the others come by themselves.
-_ANSWERS = ("following", "begun", "prepared", "sums", "applied", "saved", "gone_back", "moved")
+_ANSWERS = ("following", "begun", "prepared", "sums", "saved", "gone_back", "moved")
 
 
 class Link:

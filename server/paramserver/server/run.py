@@ -250,14 +250,10 @@ class Run:
         tables["train"] |= changes
         self.feed(ev.PolicyChanged(Job.from_dict(tables).train))
 
-    @property
-    def _gate(self) -> Gate | None:
-        return self.log
-
     def welcome(self, session: Session) -> None:
         """Bring a worker into the job."""
         session.start_job()
-        session.gate = self._gate
+        session.gate = self.log
         started = pb.JobStarted(
             job_id=self.job_id,
             job_json=self.job.to_json(),
@@ -552,7 +548,7 @@ class Run:
                 if self.tables is not None:
                     self.tables.hold(shard, self._arrived_rows.pop((shard, step)))
             case ev.Apply():
-                version, step, contributions, answer, _ = effect
+                version, step, contributions, answer = effect
                 assert self.store is not None
                 if self.log is not None:
                     self.log.append(effect, self._now - self.engine.train_started, self.store)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +29,12 @@ from paramserver.worker.rowexchange import RowExchange, WorkGivenUp
 from paramserver.worker.stream import Stream
 
 log = logging.getLogger(__name__)
+
+#: So long the memory of another server is looked at again and again, …
+YIELD_S = 1e-4
+#: … and so long after pauses that are too short for the event loop.
+INLINE_S = 5e-3
+LONGEST_PAUSE_S = 0.05
 
 
 class Partition:
@@ -110,7 +118,7 @@ class Partition:
                     if work.last:
                         self.stream.place = None
                         if self._memory is not None:
-                            self.show(part, out, mosaic)
+                            await self.show(work.version, part, out, mosaic)
                         else:
                             self._held = work.version if work.version >= wanted.version else None
                         return finite
@@ -150,17 +158,42 @@ class Partition:
             case other:
                 raise ProtocolError(f"{self.stream.address} sent {other or 'an empty message'} unasked")
 
-    def show(self, part: Layout, out: Array, mosaic: Mosaic | None) -> None:
-        """Have its part of θ in `out` as it is in memory now, see `fetch`."""
+    async def show(self, version: int, part: Layout, out: Array, mosaic: Mosaic | None) -> None:
+        """Have its part of θ in `out` as it is in memory once it is at a version, see `fetch`.
+
+        Raises:
+            PeerGone: if the server is.
+        """
         memory = self._memory
         if memory is None or not part.size:
             return
         if mosaic is not None:
-            mosaic.lay(part.start, part.size, memory.pid, memory.descriptor)
+            await self._at_version(version, mosaic.lay(part.start, part.size, memory.pid, memory.descriptor))
             return
         if self._theta is None:
             self._theta = Segment.open(memory.pid, memory.descriptor, part.size, part.dtype, part.start)
+        await self._at_version(version, self._theta)
         self._theta.copy_whole(out)
+
+    async def _at_version(self, version: int, theta: Segment) -> None:
+        """Wait until its part of θ is at a version, or a later one.
+
+        It was told of the update when the coordinator began with it, and mostly has made it, or is about to.
+        """
+        if theta.has_had(version):
+            return
+        began = time.monotonic()
+        while not theta.has_had(version):
+            if self.stream.ended.done():
+                raise PeerGone(f"{self.stream.address} ended the stream")
+            waited = time.monotonic() - began
+            # It may want this very core.
+            if waited < YIELD_S:
+                os.sched_yield()
+            elif waited < INLINE_S:
+                time.sleep(waited / 4)
+            else:
+                await asyncio.sleep(min(waited / 4, LONGEST_PAUSE_S))
 
     async def push(self, push: pb.Push, pieces: Sequence[tuple[int, Array]], rows: int) -> None:
         """Bring its part of a contribution, to which so many rows belong; `push` is that of the coordinator, and stays
@@ -294,7 +327,7 @@ class Partitions:
         finite: list[bool] = []
         if in_sight and all(other.is_mapped for other in self._others):
             for other, part, values in self._with_parts(flat):
-                other.show(part, values, mosaic)
+                await other.show(work.version, part, values, mosaic)
         else:
             wanted = pb.PullWork(version=work.version, shards=shards, own=own, era=work.era)
             fetches = []

@@ -779,7 +779,7 @@ class Order(_message.Message):
     def __init__(self, lead: _Optional[_Union[Lead, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., restage: _Optional[_Union[Restage, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., over: _Optional[_Union[Over, _Mapping]] = ..., sum_up: _Optional[_Union[SumUp, _Mapping]] = ..., mark: _Optional[_Union[Mark, _Mapping]] = ..., go_back: _Optional[_Union[GoBack, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back", "moved", "logged", "applied")
+    __slots__ = ("following", "begun", "prepared", "initialised", "held", "bad", "saved", "beat", "sums", "broken", "gone_back", "moved", "logged")
     FOLLOWING_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
@@ -793,7 +793,6 @@ class Report(_message.Message):
     GONE_BACK_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     LOGGED_FIELD_NUMBER: _ClassVar[int]
-    APPLIED_FIELD_NUMBER: _ClassVar[int]
     following: Following
     begun: Begun
     prepared: Prepared
@@ -807,8 +806,7 @@ class Report(_message.Message):
     gone_back: GoneBack
     moved: Moved
     logged: Logged
-    applied: Applied
-    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., logged: _Optional[_Union[Logged, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ...) -> None: ...
+    def __init__(self, following: _Optional[_Union[Following, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., bad: _Optional[_Union[Bad, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., sums: _Optional[_Union[Sums, _Mapping]] = ..., broken: _Optional[_Union[Failure, _Mapping]] = ..., gone_back: _Optional[_Union[GoneBack, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., logged: _Optional[_Union[Logged, _Mapping]] = ...) -> None: ...
 
 class Lead(_message.Message):
     __slots__ = ("protocol", "partition", "partitions", "cluster", "probe")
@@ -903,22 +901,16 @@ class Bad(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Apply(_message.Message):
-    __slots__ = ("version", "step", "contributions", "answer", "awaited")
+    __slots__ = ("version", "step", "contributions", "answer")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
-    AWAITED_FIELD_NUMBER: _ClassVar[int]
     version: int
     step: int
     contributions: _containers.RepeatedCompositeFieldContainer[Counted]
     answer: _containers.RepeatedScalarFieldContainer[float]
-    awaited: bool
-    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Counted, _Mapping]]] = ..., answer: _Optional[_Iterable[float]] = ..., awaited: bool = ...) -> None: ...
-
-class Applied(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., step: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Counted, _Mapping]]] = ..., answer: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SumUp(_message.Message):
     __slots__ = ("apply",)
