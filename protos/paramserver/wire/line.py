@@ -41,8 +41,9 @@ _WORTH_READING = 1 << 20
 #: Messages that are written at once; a system call takes up to 1024 buffers.
 _BATCH = 64
 
-#: Of an answer of so many bytes the sending is worth a thread: the kernel copies it, and several lines go at once.
-_BULK = 1 << 21
+#: Of an answer of so many bytes the sending is worth a thread: the kernel copies it, and several lines go at once. Of
+#: fewer, the threads' waiting for each other's interpreter lock costs more.
+_BULK = 1 << 23
 
 #: How long a thread waits for room before it gives way to others, which may have some.
 _PATIENCE_MS = 5
