@@ -109,14 +109,16 @@ def test_messages_of_any_size_come_whole_and_in_order_both_ways(ends: Ends) -> N
 
 
 @ways
-def test_a_tensor_apart_is_sent_as_it_was_when_its_owner_had_it_kept(ends: Ends) -> None:
+@pytest.mark.parametrize("size", [1 << 18, 1 << 19], ids=["at once", "by a thread"])
+def test_a_tensor_apart_is_sent_as_it_was_when_its_owner_had_it_kept(ends: Ends, size: int) -> None:
     async def talk() -> None:
         worker, server = ends()
-        values = [np.full(1 << 19, n, np.float32) for n in range(6)]
+        values = [np.full(size, n, np.float32) for n in range(6)]
         messages = [frame(pb.WorkerMessage(push=pb.Push(step=n)), v) for n, v in enumerate(values)]
         assert all(isinstance(message, Apart) for message in messages)
         worker.send(*messages)
         assert not worker.line.is_drained
+        assert worker.line._is_aside == (size > 1 << 18)
         # Some are sent, one is in part; the owner changes all of them.
         for message, value in zip(messages, values, strict=True):
             assert isinstance(message, Apart)
