@@ -49,6 +49,8 @@ class End:
             while not self.line.is_drained:
                 self.news.clear()
                 await self.news.wait()
+            while self.line._is_aside:
+                await asyncio.sleep(0)
 
 
 def by_pipes() -> tuple[End, End]:
@@ -130,6 +132,7 @@ def test_a_tensor_apart_is_sent_as_it_was_when_its_owner_had_it_kept(ends: Ends,
             assert header.push.step == n
             assert (np.frombuffer(payload, np.float32) == n).all()
         for end in (worker, server):
+            await end.drained()
             end.line.close()
 
     asyncio.run(talk())
