@@ -114,7 +114,7 @@ class Pipe:
         if not self.ended.done():
             self.ended.set_result(None)
 
-    async def arrives(self, done: asyncio.Future[Any]) -> bool:
+    async def arrives(self, done: asyncio.Future[Any], soon: bool = False) -> bool:  # noqa: ARG002
         self._reading = self._reading or asyncio.ensure_future(self._read())
         await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
         return self._reading.done()

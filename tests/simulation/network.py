@@ -468,7 +468,7 @@ class Stream:
         data = await reading
         return None if data is None else decode_server_message(data)
 
-    async def arrives(self, done: asyncio.Future[Any]) -> bool:
+    async def arrives(self, done: asyncio.Future[Any], soon: bool = False) -> bool:  # noqa: ARG002
         if self._connection is None:
             raise failure("no connection")
         self._reading = self._reading or asyncio.ensure_future(self._connection.client.take())

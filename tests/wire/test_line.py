@@ -187,6 +187,27 @@ def test_who_closes_in_time_hears_nothing_of_an_end_that_is_gone() -> None:
     asyncio.run(talk())
 
 
+@ways
+def test_who_waits_past_the_event_loop_has_what_comes_and_nothing_once_the_other_end_is_gone(ends: Ends) -> None:
+    async def talk() -> None:
+        worker, server = ends()
+        assert not worker.line.wait(0.0)
+        server.send(b"a")
+        server.send(b"b")
+        while len(worker.came) < 2:
+            assert worker.line.wait(5.0)
+        assert worker.came == [b"a", b"b"]
+        server.line.close()
+        assert worker.line.wait(5.0), "its end comes too"
+        assert not worker.line.wait(5.0)
+        worker.line.close()
+        assert not worker.line.wait(5.0)
+
+    before = descriptors()
+    asyncio.run(talk())
+    assert descriptors() == before
+
+
 def test_a_line_that_is_closed_while_it_sends_much_lets_its_descriptors_go() -> None:
     async def talk() -> None:
         before = descriptors()

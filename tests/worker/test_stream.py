@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from paramserver.wire.framing import decode_worker_message, encode
 from paramserver.wire.line import Line
 from paramserver.wire.pipes import open_pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker import stream as worker_stream
 from paramserver.worker.stream import Stream
 
 pytestmark = pytest.mark.skipif(not sharing.AVAILABLE, reason="this system has no memory to share")
@@ -150,3 +152,81 @@ def test_without_pipes_everything_stays_on_the_stream() -> None:
         assert [message.WhichOneof("kind") for message in server.on_stream] == ["share", "move", "heartbeat"]
 
     conversation(talk, ahead=(refusal(0), refusal(1)), takes_pipes=False)
+
+
+def test_what_comes_soon_is_had_without_a_turn_of_the_event_loop_but_the_loop_gets_its_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    waits: list[float] = []
+    monkeypatch.setattr(worker_stream, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def talk(stream: Stream, server: Server) -> None:
+        nonlocal now
+        turns, step, wait = 0, 0, Line.wait
+        loop = asyncio.get_running_loop()
+
+        def count() -> None:
+            nonlocal turns
+            turns += 1
+            loop.call_soon(count)
+
+        def answer(line: Line, seconds: float) -> bool:
+            """Have the server answer while the process waits, if it is the worker's process that does."""
+            nonlocal step
+            assert line is stream._line
+            waits.append(seconds)
+            if is_soon:
+                step += 1
+                server.say(refusal(step))
+            return wait(line, 0.0)
+
+        async def receive() -> tuple[int, bool]:
+            """Return the next message, and whether the loop had a turn before it."""
+            before = turns
+            (got,) = await steps(stream, 1)
+            return got, turns > before
+
+        monkeypatch.setattr(Line, "wait", answer)
+        count()
+        # Nobody knows yet whether anything comes soon.
+        is_soon = True
+        loop.call_later(0.001, server.say, refusal(0))
+        assert await receive() == (0, True)
+        assert waits == []
+        assert [await receive() for _ in range(3)] == [(1, False), (2, False), (3, False)]
+        assert len(waits) == 3
+        # For a while the loop had none.
+        now += worker_stream.TURN_S
+        loop.call_later(0.001, server.say, refusal(4))
+        assert await receive() == (4, True)
+        assert len(waits) == 3
+        # What does not come soon is not waited for in this way again, for a while.
+        is_soon = False
+        for expected in (4, 4, 5):
+            loop.call_later(0.001, server.say, refusal(9))
+            assert await receive() == (9, True)
+            assert len(waits) == expected
+            now += worker_stream.LATER_S / 2
+            stream._turned = now
+
+    conversation(talk)
+
+
+@pytest.mark.parametrize("soon", [False, True])
+def test_who_computes_meanwhile_is_not_held_up(monkeypatch: pytest.MonkeyPatch, soon: bool) -> None:
+    waits: list[float] = []
+
+    def wait(_line: Line, seconds: float) -> bool:
+        waits.append(seconds)
+        return False
+
+    async def talk(stream: Stream, _server: Server) -> None:
+        stream._turned = worker_stream.time.monotonic() + 60
+        computed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(computed.set_result, None)
+        assert not await stream.arrives(computed, soon)
+        assert len(waits) == soon
+
+    monkeypatch.setattr(Line, "wait", wait)
+    conversation(talk)

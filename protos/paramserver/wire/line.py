@@ -96,6 +96,8 @@ class Line:
         self._breaking: asyncio.TimerHandle | None = None
         self.closed = False
         self._loop.add_reader(reading, self.read)
+        #: What `wait` waits with.
+        self._epoll: select.epoll | None = None
 
     @property
     def is_drained(self) -> bool:
@@ -194,6 +196,19 @@ class Line:
                 self._awaited = awaited
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, awaited)
 
+    def wait(self, seconds: float) -> bool:
+        """Take what comes within this time, in which the whole process waits; False if nothing does."""
+        if self._is_over:
+            return False
+        if self._epoll is None:
+            # Who sleeps in `poll` itself seems to be woken on the core of the sender, which then cannot go on.
+            self._epoll = select.epoll()
+            self._epoll.register(self._reading, select.EPOLLIN)
+        if not self._epoll.poll(seconds):
+            return False
+        self.read()
+        return True
+
     def _read(self) -> None:
         taken = 0
         while taken < _TURN and not self._is_over:
@@ -275,6 +290,8 @@ class Line:
         if self._breaking is not None:
             self._breaking.cancel()
         self._loop.remove_writer(self._writing)
+        if self._epoll is not None:
+            self._epoll.close()
         if not self._is_aside:
             self._close_descriptors()
 

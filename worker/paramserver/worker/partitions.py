@@ -259,7 +259,7 @@ class Partitions:
             grpc.RpcError: if the coordinator's stream breaks.
             PeerGone: if one of the others has ended its stream.
         """
-        if self._lost is not None and not await coordinator.arrives(self._lost):
+        if self._lost is not None and not await coordinator.arrives(self._lost, soon=True):
             gone = next(other for other in self._others if other.stream.ended.done())
             raise PeerGone(f"the stream to {gone.stream.address} has ended")
         return await coordinator.receive()
