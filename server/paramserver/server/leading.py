@@ -1,7 +1,7 @@
 """The job on the coordinator of several servers: what the engine decides is done here and ordered there.
 
 The engine is the one of a single server. What differs is that its effects take time, since others have a part in them:
-events wait in a queue, and one is handled when all effects of the one before it are carried out.
+an event is handled when all effects of the one before it are carried out, which mostly is at once.
 """
 
 from __future__ import annotations

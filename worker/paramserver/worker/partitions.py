@@ -180,8 +180,6 @@ class Partition:
 
         It was told of the update when the coordinator began with it, and mostly has made it, or is about to.
         """
-        if theta.has_had(version):
-            return
         began = time.monotonic()
         while not theta.has_had(version):
             if self.stream.ended.done():
