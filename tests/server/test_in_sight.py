@@ -195,6 +195,15 @@ def test_the_coordinator_looks_at_the_parts_of_the_others_too(monkeypatch: pytes
         train(monkeypatch, job, 2, computes=dict.fromkeys("ab", sometimes_nan), shares=True)
 
 
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_owns_up_to_what_servers_refuse(monkeypatch: pytest.MonkeyPatch, count: int, shares: bool) -> None:
+    """It did not look before the servers did, and whose part is wrong makes no difference."""
+    job = make_job(server={"max_bad_pushes": 1000})
+    with pytest.raises(AssertionError, match="shard 1, step 3: gradient 'w' holds nan"):
+        train(monkeypatch, job, count, computes=dict.fromkeys("ab", sometimes_nan), shares=shares)
+
+
 @pytest.mark.parametrize(("refuse_norm", "sees"), [(0.0, False), (1e6, True)])
 def test_what_is_not_in_sight_of_all_is_refused(
     monkeypatch: pytest.MonkeyPatch, refuse_norm: float, sees: bool

@@ -29,6 +29,9 @@ class Outgoing:
         self._slots: dict[int, tuple[Segment, Place]] = {}
         self._rows: Array = np.empty((0, self._layout.size), self._layout.dtype)
         self._places: list[Place] = []
+        #: Where each shard's contribution was laid last, and whose each place holds.
+        self._row_of: dict[int, int] = {}
+        self._shard_in: dict[int, int] = {}
         if not self._shares_memory:
             self.rows(1)
 
@@ -37,15 +40,20 @@ class Outgoing:
         if len(self._rows) < count:
             self._rows = np.empty((count, self._layout.size), self._layout.dtype)
             self._places = [Place(row, self._layout) for row in self._rows]
+            self._shard_in = {}
         return self._rows[:count]
 
-    def shared(self, shard: int) -> Place | None:
-        """Return where the shard's last contribution lies, if the server reads it there."""
-        return self._slots[shard][1] if shard in self._slots else None
+    def last(self, shard: int) -> Place | None:
+        """Return where the shard's last contribution lies, if nothing has been laid there since."""
+        if shard in self._slots:
+            return self._slots[shard][1]
+        row = self._row_of.get(shard, -1)
+        return self._places[row] if self._shard_in.get(row) == shard else None
 
     def place(self, shard: int, row: int) -> tuple[Place, pb.Slot | None]:
         """Return where the shard's contribution is laid, and what to tell the server if it is new to it."""
         if not self._shares_memory:
+            self._row_of[shard], self._shard_in[row] = row, shard
             return self._places[row], None
         if shard in self._slots:
             return self._slots[shard][1], None

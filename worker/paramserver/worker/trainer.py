@@ -495,8 +495,8 @@ class Trainer:
         computing = self._compute(learner, theta, assignment.shard, assignment.step, place.views)
         gradient = await (computing if self._acknowledgements is None else self._listening(stream, computing))
         pack(gradient.arrays, place.views, scale=gradient.samples)
-        # What is in shared memory the server reads next, and refuses if it is wrong, see `_own_up`.
-        if not replica.shares_memory or self._encoder is not None or exchange is not None:
+        # The server refuses what is wrong, see `_own_up`; but codecs keep something back, rows go ahead.
+        if self._encoder is not None or exchange is not None:
             _check_finite(place, assignment.shard, assignment.step)
         push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
@@ -514,7 +514,7 @@ class Trainer:
 
     async def _own_up(self, stream: Stream, refusal: pb.Refusal) -> None:
         """Tell the server if the task is to blame for a contribution that was refused."""
-        place = None if self._outgoing is None else self._outgoing.shared(refusal.shard)
+        place = None if self._outgoing is None else self._outgoing.last(refusal.shard)
         if place is None:
             return
         try:
