@@ -137,13 +137,34 @@ def test_in_rounds_the_memory_of_shards_that_others_compute_is_freed() -> None:
     assert set(encoder._kept) == {1}
 
 
-@pytest.mark.parametrize("wire", [{"push": "fp16"}, {"push": "topk", "exact_every": 1}, {"push": "powersgd"}], ids=str)
-def test_what_a_codec_cannot_hold_is_refused_with_its_place(wire: dict[str, Any]) -> None:
+@pytest.mark.parametrize("wire", ALL, ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_with_its_tensor(wire: dict[str, Any], value: float) -> None:
     gradient = gradients(1)[0]
     encoder = Encoder(job(**wire), LAYOUT, CHUNK)
-    gradient[75_003] = 70000 if wire["push"] == "fp16" else np.inf
-    with pytest.raises(TaskError, match=r"shard 2, step 9: the gradient's sum .* at element 3 of 'b', beyond"):
+    gradient[75_003] = value
+    with pytest.raises(TaskError, match=rf"shard 2, step 9: gradient 'b' holds {value}; 1 of 500 values"):
         encoder.encode(gradient, 2, 9)
+
+
+def test_what_a_codec_cannot_hold_is_refused_with_its_place() -> None:
+    gradient = gradients(1)[0]
+    gradient[75_003] = 70000
+    with pytest.raises(TaskError, match=r"shard 2, step 9: the gradient's sum .* is 70000 at element 3 of 'b', beyond"):
+        Encoder(job(push="fp16"), LAYOUT, CHUNK).encode(gradient, 2, 9)
+
+
+@pytest.mark.parametrize("wire", [{"push": "topk", "momentum": 0.9, "exact_every": 4}, {"push": "powersgd"}], ids=str)
+def test_what_grows_too_large_in_what_is_kept_back_is_refused(wire: dict[str, Any]) -> None:
+    gradient = np.full(LAYOUT.size, 3e38, np.float32)
+    encoder = Encoder(job(**wire), LAYOUT, CHUNK)
+
+    def push_three() -> None:
+        for step in (8, 9, 10):
+            encoder.encode(gradient.copy(), 2, step)
+
+    with pytest.raises(TaskError, match=r"the gradient's sum .* at element \d+ of '.', beyond"):
+        push_three()
 
 
 @settings(max_examples=60)

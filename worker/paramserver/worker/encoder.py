@@ -10,6 +10,7 @@ from paramserver.wire.errors import TaskError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, is_finite
 from paramserver.worker.feedback import Feedback
+from paramserver.worker.tasks.contract import check_flat
 
 #: A piece of a contribution: its offset, in elements of what travels, and its bytes.
 Piece = tuple[int, Array]
@@ -43,13 +44,12 @@ class Encoder:
         self._kept: dict[int, Feedback] = {}
 
     def encode(self, flat: Array, shard: int, step: int, in_place: bool = False) -> list[list[Piece]]:
-        """Return for each server the pieces of a finite contribution; with `in_place`, `flat` then holds what they will
-        be read as.
+        """Return for each server the pieces of a contribution.
 
-        Without, what it holds then is of no use.
+        What `flat` holds then is of no use, or with `in_place` what the pieces will be read as.
 
         Raises:
-            TaskError: if a value is beyond what the codec can hold.
+            TaskError: if a value is not finite, or beyond what the codec can hold.
         """
         what = f"shard {shard}, step {step}"
         if not self._wire.keeps_back:
@@ -57,6 +57,13 @@ class Encoder:
             if in_place:
                 self._decode(pieces, flat)
             return pieces
+        # Before it gets into what is kept. Where nothing is, the codec tells.
+        check_flat(flat, self._layout, f"{what}: ")
+        return self._encode_some(flat, shard, step, what)
+
+    @np.errstate(over="ignore", invalid="ignore")  # Is found out and told with its place.
+    def _encode_some(self, flat: Array, shard: int, step: int, what: str) -> list[list[Piece]]:
+        """Encode what was kept back and a contribution, and keep back what is not sent of them."""
         kept = self._kept_for(shard, step)
         kept.add(flat)
         if self._wire.is_exact(step):
@@ -98,6 +105,8 @@ class Encoder:
                 piece = coded[begin : begin + codec.nbytes(chunk.size)]
                 begin += piece.size
                 if not codec.encode(chunk, piece, Origin(self._seed, shard, step, place.start + start)):
+                    if not self._wire.keeps_back:
+                        check_flat(values, self._layout, f"{what}: ")
                     decoded = np.empty_like(chunk)
                     codec.decode(piece.data, decoded)
                     self._check(chunk, decoded, place.start + start, what)

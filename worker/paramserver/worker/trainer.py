@@ -27,7 +27,7 @@ from paramserver.wire.cores import own_core
 from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError, Unreachable
 from paramserver.wire.framing import frame
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array, Layout, is_finite, pack, read_values
+from paramserver.wire.layout import Array, Layout, pack, read_values
 from paramserver.wire.memory import give_back
 from paramserver.wire.moments import Moments
 from paramserver.wire.tables import tables_from_proto, tables_to_proto
@@ -37,12 +37,12 @@ from paramserver.worker.batches import Batch
 from paramserver.worker.encoder import Encoder
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
-from paramserver.worker.outgoing import Outgoing, Place
+from paramserver.worker.outgoing import Outgoing
 from paramserver.worker.partitions import Partitions, in_chunks, prove
 from paramserver.worker.replica import Replica
 from paramserver.worker.rowexchange import DealtRows, RowExchange, Wanted, WorkGivenUp
 from paramserver.worker.stream import Stream
-from paramserver.worker.tasks.contract import check_finite
+from paramserver.worker.tasks.contract import check_finite, check_flat
 
 log = logging.getLogger(__name__)
 
@@ -495,9 +495,9 @@ class Trainer:
         computing = self._compute(learner, theta, assignment.shard, assignment.step, place.views)
         gradient = await (computing if self._acknowledgements is None else self._listening(stream, computing))
         pack(gradient.arrays, place.views, scale=gradient.samples)
-        # The server refuses what is wrong, see `_own_up`; but codecs keep something back, rows go ahead.
-        if self._encoder is not None or exchange is not None:
-            _check_finite(place, assignment.shard, assignment.step)
+        # What is wrong the server refuses, see `_own_up`, and so does a codec; but rows of tables go ahead.
+        if exchange is not None:
+            check_flat(place.flat, replica.layout, f"shard {assignment.shard}, step {assignment.step}: ")
         push.shard, push.epoch, push.step = assignment.shard, assignment.epoch, assignment.step
         push.version, push.samples, push.loss = version, gradient.samples, gradient.loss
         push.shared, push.in_sight = replica.shares_memory, replica.in_sight
@@ -515,10 +515,10 @@ class Trainer:
     async def _own_up(self, stream: Stream, refusal: pb.Refusal) -> None:
         """Tell the server if the task is to blame for a contribution that was refused."""
         place = None if self._outgoing is None else self._outgoing.last(refusal.shard)
-        if place is None:
+        if place is None or self._replica is None:
             return
         try:
-            _check_finite(place, refusal.shard, refusal.step)
+            check_flat(place.flat, self._replica.layout, f"shard {refusal.shard}, step {refusal.step}: ")
         except TaskError as error:
             await self._fail(stream, error)
 
@@ -594,13 +594,3 @@ class Trainer:
                 continue
             if loop.time() - stream.last_sent > self._heartbeat_s / 2:
                 await stream.send(pb.WorkerMessage(heartbeat=pb.Heartbeat()))
-
-
-def _check_finite(place: Place, shard: int, step: int) -> None:
-    """Look at all values of a contribution at once, and at each tensor only if something is wrong.
-
-    Raises:
-        TaskError: naming the tensor, if a value is NaN or infinite.
-    """
-    if not is_finite(place.flat):
-        check_finite(place.views, f"shard {shard}, step {step}: ")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramserver.wire.errors import ParamserverError, TaskError, nearest
-from paramserver.wire.layout import is_finite
+from paramserver.wire.layout import Array, Layout, is_finite
 from paramserver.worker.batches import Batch
 from paramserver.worker.objects import line_of
 from paramserver.worker.tasks.scores import accuracy, regression
@@ -97,6 +97,16 @@ def check_finite(grad: Params, where: str = "") -> None:
             wrong = values[~np.isfinite(values)]
             counts = f"{wrong.size} of {values.size} values are not finite"
             raise TaskError(f"{where}gradient {name!r} holds {wrong[0]}; {counts}")
+
+
+def check_flat(flat: Array, layout: Layout, where: str) -> None:
+    """Check a gradient as one vector, all values at once, and each tensor only if something is wrong.
+
+    Raises:
+        TaskError: naming the tensor, if a value is NaN or infinite.
+    """
+    if not is_finite(flat):
+        check_finite(layout.views(flat), where)
 
 
 def check_form(params: Params, grad: Any, loss: Any) -> None:
