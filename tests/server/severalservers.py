@@ -351,3 +351,17 @@ def train(
 
     asyncio.run(run())
     return {name: values.tobytes() for name, values in theta.items()}
+
+
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the kinds of all messages that workers send to servers other than the coordinator; it fills up later."""
+    kinds: list[str] = []
+    send = Pipe._send
+
+    async def listen(pipe: Pipe, message: pb.WorkerMessage, view: memoryview) -> None:
+        if pipe.address != "0":
+            kinds.append(str(message.WhichOneof("kind")))
+        await send(pipe, message, view)
+
+    monkeypatch.setattr(Pipe, "_send", listen)
+    return kinds

@@ -204,8 +204,20 @@ def test_leases_of_the_job_before_mean_nothing() -> None:
 
 def test_a_pull_that_comes_late_does_not_take_the_place_of_a_newer_one() -> None:
     engine = make_engine()
-    assert engine.handle(ev.Fetched("w", 1, (0,)), 0.0) == []
-    assert engine.handle(ev.Fetched("w", 0, (0,)), 0.0) == []
+    assert engine.handle(ev.Fetched("w", 1, (0,), number=2), 0.0) == []
+    assert engine.handle(ev.Fetched("w", 0, (0,), number=1), 0.0) == []
     push(engine, c := contribution())
     supplied = [e for e in order(engine, ev.Apply(1, 1, (c,))) if isinstance(e, ev.Supply)]
     assert [supply.worker for supply in supplied] == ["w"]
+
+
+def test_a_newer_pull_takes_the_place_of_one_for_a_later_version() -> None:
+    """The worker asked ahead, and was then given another shard of the round that is not over."""
+    engine = make_engine()
+    assert engine.handle(ev.Fetched("w", 1, (), number=1), 0.0) == []
+    assert engine.handle(ev.Fetched("w", 0, (1,), number=2), 0.0) == [ev.Supply("w", (1,))]
+    first, second = contribution(shard=0), contribution(shard=1)
+    push(engine, first)
+    push(engine, second)
+    apply = ev.Apply(1, 1, (first, second))
+    assert order(engine, apply) == [apply]

@@ -18,7 +18,7 @@ from paramserver.worker.learner import Learner
 from paramserver.worker.tasks.contract import Params
 from paramserver.worker.trainer import Gradient
 from server.inprocess import at_once
-from server.severalservers import Call, Deed, Pipe, Servers, train
+from server.severalservers import Call, Deed, Servers, told, train
 
 #: θ is cut at 65,536, in the middle of the one tensor.
 SIZE = 100_000
@@ -42,20 +42,6 @@ def make_job(**tables: Any) -> dict[str, Any]:
         "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9},
     }
     return {name: {**job.get(name, {}), **tables.get(name, {})} for name in {**job, **tables}}
-
-
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the kinds of all messages that workers send to servers other than the coordinator; it fills up later."""
-    kinds: list[str] = []
-    send = Pipe._send
-
-    async def listen(pipe: Pipe, message: pb.WorkerMessage, view: memoryview) -> None:
-        if pipe.address != "0":
-            kinds.append(str(message.WhichOneof("kind")))
-        await send(pipe, message, view)
-
-    monkeypatch.setattr(Pipe, "_send", listen)
-    return kinds
 
 
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int] | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from paramserver.wire import mosaic, sharing
 from paramserver.wire.errors import PeerGone, ProtocolError
+from paramserver.wire.framing import Message, whole
 from paramserver.wire.layout import Array, Layout
 from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import Segment
@@ -52,9 +54,16 @@ class Answering:
     def __init__(self, *answers: tuple[int, int, float | None]) -> None:
         self._answers = list(answers)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.place: Any = None
+        #: Pulls that were sent, and pushes.
+        self.pulls: list[pb.PullWork] = []
+        self.pushes: list[pb.Push] = []
 
     async def send(self, message: pb.WorkerMessage, _payload: Array | None = None) -> None:
-        pass
+        self.pulls.append(message.pull)
+
+    async def send_all(self, messages: Sequence[Message]) -> None:
+        self.pushes += [pb.WorkerMessage.FromString(whole(message)).push for message in messages]
 
     async def receive(self) -> tuple[pb.ServerMessage, memoryview]:
         number, version, value = self._answers.pop(0)
@@ -81,10 +90,79 @@ def test_an_answer_that_comes_twice_is_not_taken_for_the_next_one(
     async def fetch() -> None:
         partition = Partition(Answering(*answers))  # type: ignore[arg-type]
         for version in wanted:
-            await partition.fetch(pb.PullWork(version=version), part, theta, None, {}, None)
+            await partition.fetch(pb.PullWork(version=version), part, theta, None, {}, None, in_step=False)
 
     asyncio.run(fetch())
     assert theta[0] == found
+
+
+def asked_ahead(
+    answers: list[tuple[int, int, float | None]], wanted: pb.PullWork, in_step: bool = True
+) -> tuple[Answering, float]:
+    """Fetch version 3, push what was computed with it in two pieces and ask for the next one, and fetch."""
+    part = Layout([("a", (1,))], "float64")
+    theta = np.zeros(1)
+
+    async def fetch() -> Answering:
+        stream = Answering(*answers)
+        partition = Partition(stream)  # type: ignore[arg-type]
+        await partition.fetch(pb.PullWork(version=3), part, theta, None, {}, None, in_step=True)
+        assert stream.place is None
+        await partition.push(pb.Push(version=3), [(0, np.ones(1)), (1, np.ones(1))], 0, asks=True)
+        assert stream.place(0, 8).tobytes() == theta.tobytes()
+        await partition.fetch(wanted, part, theta, None, {}, None, in_step=in_step)
+        return stream
+
+    return asyncio.run(fetch()), theta[0]
+
+
+def test_what_was_asked_for_with_a_push_is_not_asked_for_again() -> None:
+    stream, found = asked_ahead([(1, 3, 3.0), (2, 4, 4.0)], pb.PullWork(version=4))
+    assert [pull.number for pull in stream.pulls] == [1]
+    # With the last chunk alone.
+    assert [push.number for push in stream.pushes] == [0, 2]
+    assert found == 4.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "in_step"),
+    [(pb.PullWork(version=3), True), (pb.PullWork(version=4, era=1), True), (pb.PullWork(version=4), False)],
+    ids=["another shard of the round", "θ went back", "under another policy"],
+)
+@pytest.mark.parametrize("answers", [[(1, 3, 3.0), (3, 5, 5.0)], [(1, 3, 3.0), (2, 4, 4.0), (3, 5, 5.0)]])
+def test_what_is_wanted_after_all_is_asked_for(
+    wanted: pb.PullWork, in_step: bool, answers: list[tuple[int, int, float | None]]
+) -> None:
+    stream, found = asked_ahead(answers, wanted, in_step)
+    assert [pull.number for pull in stream.pulls] == [1, 3]
+    # What came ahead, or has begun to, may lie where the version was that it held.
+    assert not stream.pulls[-1].HasField("held")
+    assert found == 5.0
+
+
+def test_what_was_asked_for_in_the_job_before_is_passed_over() -> None:
+    """It may have come in several chunks of which none fits the new parameters, and before these are described."""
+    chunk = pb.ServerMessage(work=pb.Work(version=9, offset=2)), np.full(2, 9.0).data.cast("B")
+    last = pb.ServerMessage(work=pb.Work(version=9, offset=4, number=1, last=True)), np.full(2, 9.0).data.cast("B")
+    layout = pb.ServerMessage(layout=pb.Layout()), memoryview(b"")
+    answer = pb.ServerMessage(work=pb.Work(version=0, number=1, last=True)), np.ones(1).data.cast("B")
+    theta = np.zeros(1)
+
+    async def fetch() -> None:
+        stream = Answering()
+        received = [chunk, last, layout, answer]
+
+        async def receive() -> tuple[pb.ServerMessage, memoryview]:
+            return received.pop(0)
+
+        stream.receive = receive  # type: ignore[method-assign]
+        partition = Partition(stream)  # type: ignore[arg-type]
+        partition.start_job("next")
+        await partition.fetch(pb.PullWork(), Layout([("a", (1,))], "float64"), theta, None, {}, None, in_step=True)
+        assert not received
+
+    asyncio.run(fetch())
+    assert theta[0] == 1.0
 
 
 def test_memory_that_a_server_shows_no_more_is_not_looked_at() -> None:

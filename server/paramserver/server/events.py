@@ -168,6 +168,8 @@ class Fetched(NamedTuple):
     #: Of these, those whose own parameters it lacks, in elastic averaging.
     own: tuple[int, ...] = ()
     era: int = 0
+    #: Rises with everything that the worker asks for.
+    number: int = 0
 
 
 class Ordered(NamedTuple):

@@ -124,11 +124,8 @@ class FollowingRun(Run):
                 if not session.has_begun:
                     give_up(session, message)
                     return
-                session.held = pull.held if pull.HasField("held") else None
                 session.rows.clear()
-                # One that was overtaken does not count.
-                session.number = max(session.number, pull.number)
-                self.feed(ev.Fetched(session.name, pull.version, tuple(pull.shards), tuple(pull.own), pull.era))
+                self._wait(session, pull)
             case "push" if message.push.era < self.engine.era:
                 # The coordinator, to which the other part goes, says that it does not count.
                 pass
@@ -136,10 +133,22 @@ class FollowingRun(Run):
                 give_up(session, message)
             case "push" | "push_rows" | "slot" if not session.has_begun:
                 pass
+            case "push" if message.push.number:
+                push = message.push
+                self._act(session, message, payload)
+                self._wait(session, pb.PullWork(version=push.version + 1, era=push.era, number=push.number))
             case "survey" | "failure" as kind:
                 raise ProtocolError(f"worker {session.name} sent {kind}, which belongs to the coordinator")
             case _:
                 self._act(session, message, payload)
+
+    def _wait(self, session: Session, pull: pb.PullWork) -> None:
+        """Give the worker θ when it is at the version that it asks for; what it asked for before does not count."""
+        if pull.number >= session.number:
+            session.number = pull.number
+            session.held = pull.held if pull.HasField("held") else None
+        shards, own = tuple(pull.shards), tuple(pull.own)
+        self.feed(ev.Fetched(session.name, pull.version, shards, own, pull.era, pull.number))
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if self.engine.phase == "train":

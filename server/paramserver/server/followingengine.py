@@ -54,10 +54,10 @@ class FollowingEngine(Engine):
                 effects.append(ev.Refuse(worker, shard, step, Code.INVALID, reason))
             case ev.Failed(worker, reason):
                 effects.append(ev.Refuse(worker, 0, 0, Code.INVALID, reason))
-            case ev.Fetched(worker, version):
+            case ev.Fetched(worker):
                 waiting = self._fetches.get(worker)
                 # What was asked before may come once more, behind this.
-                if waiting is None or (waiting.era, waiting.version) <= (event.era, version):
+                if waiting is None or waiting.number <= event.number:
                     self._fetches[worker] = event
             case ev.Left(worker):
                 self._fetches.pop(worker, None)

@@ -615,6 +615,7 @@ class Run:
             work.heartbeat_s = grant.heartbeat_s
         if self.era:
             work.era = self.era
+        work.in_step = self._goes_in_step
         for kind, shard, epoch, step in grant.assignments:
             if self.store is not None and kind is ev.Kind.GRADIENT:
                 self.store.granted(shard)
@@ -636,6 +637,14 @@ class Run:
                 return
             session.sent += self.store.theta_nbytes
         session.send(*messages)
+
+    @property
+    def _goes_in_step(self) -> bool:
+        """Do workers need one version after the other from other servers, which need to know no more for that?"""
+        store = self.store
+        if store is None or self.job.server.partitions == 1:
+            return False
+        return not store.moves and store.elastic is None and self.tables is None
 
     def _describe(self, store: Store, shared: bool) -> pb.Layout:
         layout = store.describe(shared)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,12 @@ class Partition:
         self._era = 0
         #: Of the last pull.
         self._number = 0
+        #: Version and era of what the last push has asked for.
+        self._ahead: tuple[int, int] | None = None
+        #: Where parameters go that come as they are.
+        self._place: Callable[[int, int], memoryview | None] | None = None
+        #: Whether what comes is about this job.
+        self._is_laid_out = True
         self._job_id = ""
 
     async def join(self, join: pb.Join) -> None:
@@ -73,8 +79,8 @@ class Partition:
 
     def start_job(self, job_id: str) -> None:
         """Forget what belonged to an earlier job."""
-        self._memory = self._theta = self._held = None
-        self._era, self._job_id = 0, job_id
+        self._memory = self._theta = self._held = self._ahead = None
+        self._era, self._job_id, self._is_laid_out = 0, job_id, False
 
     async def fetch(
         self,
@@ -84,11 +90,13 @@ class Partition:
         mosaic: Mosaic | None,
         own: Mapping[int, Array],
         codec: Codec | None,
+        in_step: bool,
     ) -> bool:
         """Have its part of θ in `out`, at the wanted version or the first later one that it has, and its part of the
         vectors in `own` by shard; say whether all is finite.
 
-        With a mosaic, of which `out` is a slice, memory that is shared is shown there and not copied.
+        With a mosaic, of which `out` is a slice, memory that is shared is shown there and not copied. What was asked
+        for with a push is not asked for again if servers and workers still go `in_step`.
 
         Raises:
             WorkGivenUp: if the job is over.
@@ -99,13 +107,19 @@ class Partition:
             self._era, self._held = wanted.era, None
         pull = pb.PullWork()
         pull.CopyFrom(wanted)
-        self._number += 1
-        pull.job_id, pull.number = self._job_id, self._number
-        if self._held is not None:
-            pull.held = self._held
-        if codec is None and self._memory is None:
-            self.stream.place = partial(place, out)
-        await self.stream.send(pb.WorkerMessage(pull=pull))
+        ahead, self._ahead = self._ahead, None
+        self.stream.place = self._place = partial(place, out) if codec is None and self._memory is None else None
+        if in_step and ahead == (wanted.version, wanted.era):
+            pull.number = self._number
+        else:
+            if ahead is not None:
+                # It may have come to where the version before was.
+                self._held = None
+            self._number += 1
+            pull.job_id, pull.number = self._job_id, self._number
+            if self._held is not None:
+                pull.held = self._held
+            await self.stream.send(pb.WorkerMessage(pull=pull))
         while (received := await self.stream.receive()) is not None:
             message, payload = received
             match message.WhichOneof("kind"):
@@ -131,7 +145,10 @@ class Partition:
         raise PeerGone(f"{self.stream.address} ended the stream")
 
     def _is_old(self, work: pb.Work, wanted: pb.PullWork) -> bool:
-        """Say whether this answers what was asked before, and has come once more."""
+        """Say whether this answers what was asked before: in another job, or it has come once more, or was not waited
+        for."""
+        if not self._is_laid_out:
+            return True
         if work.last:
             return work.number != wanted.number
         return work.version < max(wanted.version, self._held or 0)
@@ -142,7 +159,7 @@ class Partition:
             case "layout":
                 described = message.layout
                 self._memory = described.theta if described.HasField("theta") else None
-                self._theta = None
+                self._theta, self._is_laid_out = None, True
             case "refusal":
                 refusal = message.refusal
                 log.warning(
@@ -193,9 +210,12 @@ class Partition:
             else:
                 await asyncio.sleep(min(waited / 4, LONGEST_PAUSE_S))
 
-    async def push(self, push: pb.Push, pieces: Sequence[tuple[int, Array]], rows: int) -> None:
+    async def push(self, push: pb.Push, pieces: Sequence[tuple[int, Array]], rows: int, asks: bool) -> None:
         """Bring its part of a contribution, to which so many rows belong; `push` is that of the coordinator, and stays
-        as it is."""
+        as it is.
+
+        If it `asks`, it has the server send the next version when that is there, which `fetch` then waits for.
+        """
         message = pb.WorkerMessage(push=push)
         message.push.pull, message.push.rows = False, rows
         if push.shared:
@@ -204,6 +224,10 @@ class Partition:
         messages = []
         for start, piece in pieces:
             message.push.offset = start
+            if asks and start == pieces[-1][0]:
+                self._number += 1
+                message.push.number, self._ahead = self._number, (push.version + 1, push.era)
+                self.stream.place = self._place
             messages.append(frame(message, piece))
         await self.stream.send_all(messages)
 
@@ -331,7 +355,7 @@ class Partitions:
             fetches = []
             for other, part, values in self._with_parts(flat):
                 theirs = {shard: part.part_of(vector) for shard, vector in own.items()}
-                fetches.append(other.fetch(wanted, part, values, mosaic, theirs, codec))
+                fetches.append(other.fetch(wanted, part, values, mosaic, theirs, codec, work.in_step))
             finite = await asyncio.gather(*fetches)
         if mosaic is not None:
             mosaic.settle()
@@ -342,12 +366,14 @@ class Partitions:
         for other in self._others:
             await other.stream.send(pb.WorkerMessage(slot=slot))
 
-    async def push(self, push: pb.Push, pieces: Sequence[Sequence[tuple[int, Array]]], rows: Sequence[int]) -> None:
+    async def push(
+        self, push: pb.Push, pieces: Sequence[Sequence[tuple[int, Array]]], rows: Sequence[int], asks: bool
+    ) -> None:
         """Bring the rest of a contribution in pieces, none if it is shared; `rows` are those that belong to it on each
-        of them, if there are tables."""
+        of them, if there are tables. If it `asks`, they send the next version by themselves."""
         counts = rows or [0] * len(self._others)
         parts = zip(self._others, pieces, counts, strict=True)
-        await asyncio.gather(*(other.push(push, own, count) for other, own, count in parts))
+        await asyncio.gather(*(other.push(push, own, count, asks) for other, own, count in parts))
 
     def in_chunks(self, flat: Array, chunk_bytes: int) -> list[list[tuple[int, Array]]]:
         """Return the chunks of a vector for each of them."""

@@ -448,7 +448,7 @@ class Trainer:
         pieces, *others = self._pieces(flat, push)
         if others and not push.in_sight:
             push.era = self._era
-            await self._partitions.push(push, others, self._rows_there)
+            await self._partitions.push(push, others, self._rows_there, asks=pull and self.work.in_step)
         if push.shared:
             push.pull = pull
             await stream.send(message)

@@ -231,7 +231,7 @@ class PullWork(_message.Message):
     def __init__(self, held: _Optional[int] = ..., job_id: _Optional[str] = ..., version: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., own: _Optional[_Iterable[int]] = ..., era: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s", "era", "number")
+    __slots__ = ("version", "offset", "last", "assignments", "heartbeat_s", "era", "number", "in_step")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +239,7 @@ class Work(_message.Message):
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     ERA_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    IN_STEP_FIELD_NUMBER: _ClassVar[int]
     version: int
     offset: int
     last: bool
@@ -246,7 +247,8 @@ class Work(_message.Message):
     heartbeat_s: float
     era: int
     number: int
-    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ..., era: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+    in_step: bool
+    def __init__(self, version: _Optional[int] = ..., offset: _Optional[int] = ..., last: bool = ..., assignments: _Optional[_Iterable[_Union[Assignment, _Mapping]]] = ..., heartbeat_s: _Optional[float] = ..., era: _Optional[int] = ..., number: _Optional[int] = ..., in_step: bool = ...) -> None: ...
 
 class Own(_message.Message):
     __slots__ = ("shard", "offset")
@@ -305,7 +307,7 @@ class Initial(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., offset: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ...) -> None: ...
 
 class Push(_message.Message):
-    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared", "rows", "in_sight", "core", "era")
+    __slots__ = ("shard", "epoch", "step", "version", "samples", "loss", "offset", "pull", "shared", "rows", "in_sight", "core", "era", "number")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +321,7 @@ class Push(_message.Message):
     IN_SIGHT_FIELD_NUMBER: _ClassVar[int]
     CORE_FIELD_NUMBER: _ClassVar[int]
     ERA_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     step: int
@@ -332,7 +335,8 @@ class Push(_message.Message):
     in_sight: bool
     core: int
     era: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ..., rows: _Optional[int] = ..., in_sight: bool = ..., core: _Optional[int] = ..., era: _Optional[int] = ...) -> None: ...
+    number: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., samples: _Optional[int] = ..., loss: _Optional[float] = ..., offset: _Optional[int] = ..., pull: bool = ..., shared: bool = ..., rows: _Optional[int] = ..., in_sight: bool = ..., core: _Optional[int] = ..., era: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class PullRows(_message.Message):
     __slots__ = ("shard", "epoch", "step", "table", "number")
