@@ -259,6 +259,31 @@ def test_a_worker_that_died_between_two_pushes_has_not_contributed(cluster: Clus
     heir.close()
 
 
+def test_a_push_may_ask_for_the_next_version_and_nothing_else_happens_if_there_is_none(cluster: Cluster) -> None:
+    servers = Servers(cluster, 2)
+    tables = partitioned(job(data__shards=1, data__batch_size=0, train__steps=2, train__dtype="float64"), 2)
+    worker = ByHand(servers, "w")
+    servers.coordinator.submit(tables)
+    work = worker.begin(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert work.in_step
+    assert worker.fetch(work, number=1).tolist() == [3.0, 4.0]
+    (a,) = work.assignments
+    push = {"shard": 0, "epoch": a.epoch, "step": a.step, "samples": 10}
+    values = np.array([30.0, 40.0]).tobytes()
+    worker.other.send(values, push=pb.Push(**push, version=2**64 - 1, number=2))
+    assert f"computed at version {2**64 - 1}" in worker.main.until("refusal").refusal.reason
+    worker.main.pull()
+    work, _ = worker.main.work()
+    (a,) = work.assignments
+    push["epoch"] = a.epoch
+    worker.other.send(values, push=pb.Push(**push, version=0, number=3))
+    worker.push(0, work, np.array([10.0, 20.0]))
+    found, values = worker.other.work()
+    assert (found.version, found.number) == (1, 3)
+    assert np.frombuffer(values).tolist() == pytest.approx([2.85, 3.8], rel=1e-15)
+    worker.close()
+
+
 class ByHand:
     """A worker of two servers, driven message by message."""
 
@@ -283,8 +308,8 @@ class ByHand:
         self.main.pull()
         return self.main.work()[0]
 
-    def fetch(self, work: pb.Work) -> Array:
-        self.other.send(pull=pb.PullWork(version=work.version, shards=[0]))
+    def fetch(self, work: pb.Work, number: int = 0) -> Array:
+        self.other.send(pull=pb.PullWork(version=work.version, shards=[0], number=number))
         found, values = self.other.work()
         assert (found.version, list(found.assignments)) == (work.version, [])
         return np.frombuffer(values)

@@ -125,7 +125,9 @@ class FollowingRun(Run):
                     give_up(session, message)
                     return
                 session.rows.clear()
-                self._wait(session, pull)
+                shards, own = tuple(pull.shards), tuple(pull.own)
+                fetched = ev.Fetched(session.name, pull.version, shards, own, pull.era, pull.number)
+                self._take_fetched(session, fetched, pull.held if pull.HasField("held") else None)
             case "push" if message.push.era < self.engine.era:
                 # The coordinator, to which the other part goes, says that it does not count.
                 pass
@@ -136,19 +138,18 @@ class FollowingRun(Run):
             case "push" if message.push.number:
                 push = message.push
                 self._act(session, message, payload)
-                self._wait(session, pb.PullWork(version=push.version + 1, era=push.era, number=push.number))
+                fetched = ev.Fetched(session.name, push.version + 1, (), era=push.era, number=push.number)
+                self._take_fetched(session, fetched, None)
             case "survey" | "failure" as kind:
                 raise ProtocolError(f"worker {session.name} sent {kind}, which belongs to the coordinator")
             case _:
                 self._act(session, message, payload)
 
-    def _wait(self, session: Session, pull: pb.PullWork) -> None:
-        """Give the worker θ when it is at the version that it asks for; what it asked for before does not count."""
-        if pull.number >= session.number:
-            session.number = pull.number
-            session.held = pull.held if pull.HasField("held") else None
-        shards, own = tuple(pull.shards), tuple(pull.own)
-        self.feed(ev.Fetched(session.name, pull.version, shards, own, pull.era, pull.number))
+    def _take_fetched(self, session: Session, fetched: ev.Fetched, held: int | None) -> None:
+        """Take note of what the worker waits for, and what it holds; one that was overtaken does not count."""
+        if fetched.number >= session.number:
+            session.number, session.held = fetched.number, held
+        self.feed(fetched)
 
     def _take_initial(self, session: Session, initial: pb.Initial, payload: memoryview) -> None:
         if self.engine.phase == "train":
