@@ -8,6 +8,7 @@ import pytest
 
 from server.severalservers import Deed, told, train
 from server.test_in_sight import make_job
+from server.test_tables_in_training import make_job as with_tables
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,13 @@ def test_where_it_is_not_certain_what_comes_next_they_ask_when_it_has_come(
     kinds = told(monkeypatch)
     train(monkeypatch, make_job(**tables), 2)
     assert kinds.count("pull") >= 6
+
+
+def test_with_tables_they_ask_which_drops_rows_of_pushes_that_never_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = with_tables("TwoTables", train={"dtype": "float32"}, optimizer={"name": "adam", "l1": 0.0})
+    kinds = told(monkeypatch)
+    train(monkeypatch, job, 2)
+    assert kinds.count("pull") >= job.train.steps
 
 
 def test_whoever_takes_over_in_the_middle_of_a_round_has_its_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -644,6 +644,7 @@ class Run:
         store = self.store
         if store is None or self.job.server.partitions == 1:
             return False
+        # With tables a pull says too that rows which came before it belong to no push.
         return not store.moves and store.elastic is None and self.tables is None
 
     def _describe(self, store: Store, shared: bool) -> pb.Layout:
