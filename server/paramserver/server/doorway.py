@@ -13,7 +13,7 @@ import socket
 from collections.abc import Coroutine
 from typing import Any, Self
 
-from paramserver.wire.connection import TICKET_BYTES, prepare
+from paramserver.wire.connection import TICKET_BYTES, prepare, send_unpaced
 from paramserver.wire.errors import RequestError
 
 #: How long whoever connects has to show a ticket, and a worker that says it has connected to be found at the door.
@@ -105,6 +105,7 @@ class Doorway:
         """Hand a connection over if it shows a ticket in time."""
         try:
             prepare(connection)
+            send_unpaced(connection)
             ticket = b""
             async with asyncio.timeout(WAIT_S):
                 while len(ticket) < TICKET_BYTES:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from paramserver.wire.connection import send_unpaced
+
 Array = NDArray[Any]
 
 #: Below this many elements threads cost more than they save.
@@ -36,7 +38,7 @@ def over_sockets(size: int, workers: int, rounds: int) -> Floor:
         processes = [context.Process(target=_send_and_receive, args=(port, size, rounds)) for _ in range(workers)]
         for process in processes:
             process.start()
-        streams = [_without_delay(listener.accept()[0]) for _ in processes]
+        streams = [_at_once(listener.accept()[0]) for _ in processes]
         before = time.process_time()
         gradients = [np.full(size, 0, np.float32) for _ in streams]
         theta, total = np.full(size, 0, np.float32), np.full(size, 0, np.float32)
@@ -82,7 +84,7 @@ def pulls_over_sockets(size: int, rounds: int) -> Floor:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = context.Process(target=_send_when_asked, args=(listener.getsockname()[1], size, rounds))
         process.start()
-        with _without_delay(listener.accept()[0]) as stream:
+        with _at_once(listener.accept()[0]) as stream:
             theta, used, rounds_s = np.full(size, 0, np.float32), np.empty(1), []
             before = time.process_time()
             for _ in range(rounds):
@@ -109,7 +111,7 @@ def pulls_through_memory(size: int, rounds: int) -> Floor:
 
 def _send_when_asked(port: int, size: int, rounds: int) -> None:
     theta = np.full(size, 1, np.float32)
-    with _without_delay(socket.create_connection(("127.0.0.1", port))) as stream:
+    with _at_once(socket.create_connection(("127.0.0.1", port))) as stream:
         before = time.process_time()
         for _ in range(rounds):
             stream.recv(1)
@@ -119,7 +121,7 @@ def _send_when_asked(port: int, size: int, rounds: int) -> None:
 
 def _send_and_receive(port: int, size: int, rounds: int) -> None:
     gradient, theta = np.full(size, 1e-3, np.float32), np.full(size, 0, np.float32)
-    with _without_delay(socket.create_connection(("127.0.0.1", port))) as stream:
+    with _at_once(socket.create_connection(("127.0.0.1", port))) as stream:
         # Starting Python is no part of a round.
         before = time.process_time()
         for _ in range(rounds):
@@ -137,6 +139,8 @@ def _receive(stream: socket.socket, into: Array) -> None:
         done += count
 
 
-def _without_delay(stream: socket.socket) -> socket.socket:
+def _at_once(stream: socket.socket) -> socket.socket:
+    """Have a socket send what it has, as those of the server do."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    send_unpaced(stream)
     return stream
