@@ -99,6 +99,41 @@ def test_a_gradient_beyond_fp16_fails_the_job_and_says_where(cluster: Cluster) -
     assert "sum over the batch is 70000 at element 9 of 'w', beyond what wire.push = 'fp16' can hold" in last.reason
 
 
+ONCE = """
+from pathlib import Path
+import numpy as np
+
+class Once:
+    def init(self, rng, batch):
+        return {"w": np.zeros(1_200_000, np.float32)}
+
+    def loss_and_grad(self, params, batch):
+        gradient = np.ones_like(params["w"])
+        try:
+            Path(__file__).with_name("once").unlink()
+        except FileNotFoundError:
+            return 1.0, {"w": gradient}
+        gradient[-7] = 1e6
+        return 1.0, {"w": gradient}
+"""
+
+
+def test_half_a_push_that_goes_no_further_leaves_no_trace(cluster: Cluster) -> None:
+    """What cannot be encoded is in the third chunk; the first ones are with the server already."""
+    (cluster.folder / "once.py").write_text(ONCE, encoding="utf-8")
+    (cluster.folder / "once").touch()
+    control = cluster.server()
+    for name in ("one", "other"):
+        cluster.worker(control, name, "--transport", "stream")
+    control.joined("one", "other")
+    control.submit(job(cluster.folder, {"push": "fp16"}, "once.py:Once", steps=5))
+    last = control.finish()
+    assert (last.state, last.version) == ("done", 5)
+    assert "1e+07 at element 1199993 of 'w', beyond what wire.push = 'fp16' can hold" in cluster.logs()
+    assert np.unique(control.theta()["w"]).size == 1
+    np.testing.assert_allclose(control.theta()["w"][0], -1.0, rtol=1e-5)
+
+
 def test_parameters_beyond_fp16_fail_the_job_and_say_where(cluster: Cluster) -> None:
     (cluster.folder / "grow.py").write_text(
         "import numpy as np\n"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramserver.server.reduction import AT_ONCE, RoundSum, Separate, Terms
+from paramserver.server.reduction import AT_ONCE, RoundSum, Separate, Terms, sum_up
+from paramserver.wire.codecs import Origin, halves
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +52,27 @@ def test_the_bits_of_a_round_do_not_depend_on_the_order_of_arrival(data: st.Data
             reduction.hold(shard, pieces(values[shard], chunk), data.draw(st.booleans(), "is lent"))
         summed = np.concatenate(added_up(reduction.take(range(shards))))
         assert summed.tobytes() == in_order(values).tobytes()
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+@given(shards=st.integers(1, 2 * AT_ONCE + 3), order=st.randoms(use_true_random=False))
+def test_halves_make_the_sum_of_their_values(name: str, shards: int, order: Any) -> None:
+    codec, size = halves(name), 11
+    assert codec is not None
+    coded = np.empty((shards, 2 * size), np.uint8)
+    values = np.random.default_rng(shards).standard_normal((shards, size)).astype(np.float32)
+    reduction = RoundSum(shards, size, 4, np.dtype("float32"))
+    arrival = list(range(shards))
+    order.shuffle(arrival)
+    for shard in arrival:
+        codec.encode(values[shard], coded[shard], Origin(0, 0, 0, 0))
+        codec.decode(coded[shard].data, values[shard])
+        reduction.hold(shard, pieces(codec.look(coded[shard].data)[0], 4))
+    found = []
+    for terms in reduction.take(range(shards)):
+        found.append(np.empty(terms[-1].size, np.float32))
+        sum_up(terms, found[-1])
+    assert np.concatenate(found).tobytes() == in_order(values).tobytes()
 
 
 def test_another_order_would_show() -> None:

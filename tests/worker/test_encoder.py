@@ -69,6 +69,32 @@ def test_the_server_reads_what_is_laid_down_in_shared_memory(wire: dict[str, Any
         assert not np.array_equal(found, gradient)
 
 
+@pytest.mark.parametrize("wire", ALL, ids=str)
+def test_pieces_made_when_they_are_asked_for_are_the_same(wire: dict[str, Any]) -> None:
+    at_once, one_by_one = Encoder(job(**wire), LAYOUT, CHUNK), Encoder(job(**wire), LAYOUT, CHUNK)
+    for step, gradient in enumerate(gradients(5)):
+        [expected] = at_once.encode(gradient.copy(), 3, step)
+        [coming] = one_by_one.pieces(gradient.copy(), 3, step)
+        assert len(coming) == len(expected)
+        for (start, piece), (offset, same) in zip(coming, expected, strict=True):
+            assert start == offset
+            np.testing.assert_array_equal(piece, same)
+
+
+def test_pieces_of_one_server_without_memory_lie_in_one_place() -> None:
+    [coming] = Encoder(job(push="bf16"), LAYOUT, CHUNK).pieces(gradients(1)[0], 0, 0)
+    first, second = (piece for _, piece in coming)
+    assert np.shares_memory(first, second)
+
+
+def test_what_cannot_be_encoded_is_found_before_any_of_several_servers_has_its_part() -> None:
+    asked = Job.from_dict(job(push="bf16").model_dump() | {"server": {"partitions": 2}})
+    gradient = gradients(1)[0]
+    gradient[75_003] = np.nan
+    with pytest.raises(TaskError, match="holds nan"):
+        Encoder(asked, LAYOUT, CHUNK).pieces(gradient, 2, 9)
+
+
 @pytest.mark.parametrize("wire", [w for w in ALL if "exact_every" in w and "momentum" not in w], ids=str)
 def test_what_arrives_over_a_window_is_the_sum_of_its_gradients(wire: dict[str, Any]) -> None:
     asked = job(**wire)

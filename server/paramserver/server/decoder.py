@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paramserver.wire.codecs import covering, decode_chunk, push_codec
+from paramserver.wire.codecs import covering, decode_chunk, halves, push_codec
 from paramserver.wire.codecs.powersgd import PowerSGD
 from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job
@@ -22,6 +22,8 @@ class Decoder:
         self._layout = layout
         self._chunk = chunk
         self._codec = push_codec(job.wire)
+        #: Values may stay as they came.
+        self.halves = halves(job.wire.push)
         self._low_rank = PowerSGD(layout, job.wire.rank) if job.wire.push == "powersgd" else None
         place = covering(layout, self._codec) if self._low_rank is None else self._low_rank.needed()
         #: Elements that travel of a push that is not exact.
@@ -45,8 +47,8 @@ class Decoder:
         whole, rest = divmod(size, self._chunk)
         return whole * self._codec.nbytes(self._chunk) + self._codec.nbytes(rest)
 
-    def read(self, payload: memoryview, offset: int, step: int) -> tuple[Array, bool]:
-        """Return the chunk at an offset, and whether all its values are finite.
+    def read(self, payload: memoryview, offset: int, step: int, as_halves: bool = False) -> tuple[Array, bool]:
+        """Return the chunk at an offset, and whether all its values are finite; `as_halves` if so, and they are any.
 
         Raises:
             TensorError: if there is no such chunk, or its bytes mean nothing.
@@ -59,7 +61,12 @@ class Decoder:
                 # Only of the gradient itself can it be said which tensor is meant.
                 raise TensorError("a factor is not finite")
             return values, finite
-        return decode_chunk(self._codec, payload, min(self._chunk, size - offset))
+        count = min(self._chunk, size - offset)
+        if as_halves and self.halves is not None and payload.nbytes == 2 * count > 0:
+            values, finite = self.halves.look(payload)
+            if finite:
+                return values, True
+        return decode_chunk(self._codec, payload, count)
 
     def whole(self, chunks: list[Array], step: int) -> list[Array]:
         """Return the chunks of the contribution that all chunks which arrived stand for.

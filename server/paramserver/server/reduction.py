@@ -11,14 +11,26 @@ from typing import Protocol
 
 import numpy as np
 
+from paramserver.wire.codecs import add_up
 from paramserver.wire.layout import Array
 
 #: Contributions that are added to the sum while a block of it is in cache: with each by itself, the sum would be read
 #: and written once for every one of them. So eight workers are added up in the pass that applies their sum.
 AT_ONCE = 7
 
-#: Arrays of one block whose sum, from first to last, is the gradient's; one or more.
+#: Arrays of one block whose sum, from first to last, is the gradient's; one or more. All but a sum may be halves.
 Terms = list[Array]
+
+
+def sum_up(terms: Terms, out: Array) -> None:
+    """Write the sum of the terms, from first to last, to `out`."""
+    if terms[-1].dtype == out.dtype and len(terms) > 1:
+        np.add(terms[0], terms[1], out=out)
+        for values in terms[2:]:
+            np.add(out, values, out=out)
+        return
+    for number, values in enumerate(terms):
+        add_up(values, out, number == 0)
 
 
 class Reduction(Protocol):
@@ -73,10 +85,8 @@ class RoundSum:
             self._sum = np.full(self._size, 0, self._dtype)
         sums = [self._sum[place] for place in self._places]
         before = [self._partial] if self._partial else []
-        for total, first, second, *rest in zip(sums, *before, *contributions, strict=True):
-            np.add(first, second, out=total)
-            for values in rest:
-                np.add(total, values, out=total)
+        for total, *terms in zip(sums, *before, *contributions, strict=True):
+            sum_up(terms, total)
         self._partial = sums
         self._added += len(contributions)
 

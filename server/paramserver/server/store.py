@@ -184,6 +184,11 @@ class Store:
         """Whether an update depends on the θ that its gradient was computed at."""
         return self._compensation is not None
 
+    @property
+    def adds_halves(self) -> bool:
+        """Whether contributions may be held as halves: where nobody looks at them before they are added up."""
+        return isinstance(self.incoming, RoundSum)
+
     def granted(self, shard: int) -> None:
         """Take note that the shard's next contribution will be computed at θ as it is now."""
         if self._compensation is not None:

@@ -17,7 +17,7 @@ from paramserver.server.optimizers import StepInfo, fused, make_optimizer, slice
 from paramserver.server.optimizers.norms import clip_factor
 from paramserver.server.optimizers.optimizer import Layerwise
 from paramserver.server.optimizers.schedule import learning_rate
-from paramserver.server.reduction import Terms
+from paramserver.server.reduction import Terms, sum_up
 from paramserver.server.robust import aggregate
 from paramserver.server.wholesums import Asking, Question, alone, measures
 from paramserver.wire.job import Job
@@ -217,20 +217,22 @@ def mean_scale(job: Job, contributions: Sequence[Contribution]) -> float:
 
 def _add_up(terms: Terms, scale: float, out: Array) -> None:
     """Write `scale` times the sum of the terms, from first to last, to `out`."""
+    terms = _at_most_two(terms, out)
     if len(terms) == 1:
         np.multiply(terms[0], scale, out=out)
         return
-    first, second = _at_most_two(terms, out)
-    np.add(first, second, out=out)
+    np.add(terms[0], terms[1], out=out)
     if scale != 1.0:
         np.multiply(out, scale, out=out)
 
 
 def _at_most_two(terms: Terms, out: Array) -> Terms:
-    """Return two terms at most that have the same sum, all but the last being added up in `out`."""
+    """Return two terms at most that have the same sum, what is left of all the others being added up in `out`."""
+    if terms[-1].dtype != out.dtype:
+        # Halves, of which only that can be done.
+        sum_up(terms, out)
+        return [out]
     if len(terms) < 3:
         return terms
-    np.add(terms[0], terms[1], out=out)
-    for term in terms[2:-1]:
-        np.add(out, term, out=out)
+    sum_up(terms[:-1], out)
     return [out, terms[-1]]

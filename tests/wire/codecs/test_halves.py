@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paramserver.wire.codecs import Halves, add_up
 from paramserver.wire.codecs.bfloat16 import AVAILABLE, BLOCK, BFloat16
 from paramserver.wire.codecs.codec import Codec
 from paramserver.wire.codecs.float16 import Float16
@@ -79,13 +80,43 @@ def test_bf16_widens_every_pattern_and_comes_back(fast: bool) -> None:
     np.testing.assert_array_equal(coded(codec, values), every | quiet.astype(np.uint16))
 
 
-@pytest.mark.parametrize("codec", [BFloat16(False), BFloat16(), Float16()])
-def test_a_payload_may_lie_anywhere(codec: Codec) -> None:
+CODECS = [BFloat16(False), BFloat16(), Float16()]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("size", [1, 101, 2 * BLOCK + 17])
+def test_halves_add_up_to_what_their_values_do(codec: Halves, size: int) -> None:
+    rng = np.random.default_rng(3)
+    first, second = (rng.normal(size=size).astype(np.float32) for _ in range(2))
+    sides = [codec.look(coded(codec, values).data.cast("B")) for values in (first, second)]
+    assert all(finite for _, finite in sides)
+    out = np.full(size, np.nan, np.float32)
+    for number, (halves, _) in enumerate(sides):
+        assert halves.itemsize == 2
+        add_up(halves, out, number == 0)
+    expected = widened(codec, coded(codec, first)) + widened(codec, coded(codec, second))
+    assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_halves_tell_what_is_not_finite(codec: Halves) -> None:
+    for bad in (np.nan, np.inf, -np.inf, np.float32(-np.nan)):
+        for place in (0, 50, 100):
+            values = np.linspace(-3, 3, 101, dtype=np.float32)
+            values[place] = bad
+            assert not codec.look(coded(codec, values).data.cast("B"))[1]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_payload_may_lie_anywhere(codec: Halves) -> None:
     values = np.linspace(-3, 3, 101, dtype=np.float32)
     expected = widened(codec, coded(codec, values))
     out = np.empty(values.size, np.float32)
-    codec.decode(memoryview(b"x" + coded(codec, values).tobytes())[1:], out)
+    payload = memoryview(b"x" + coded(codec, values).tobytes())[1:]
+    codec.decode(payload, out)
     np.testing.assert_array_equal(out, expected)
+    codec.add_up(codec.look(payload)[0], out, is_first=False)
+    np.testing.assert_array_equal(out, 2 * expected)
 
 
 @given(st.lists(st.floats(-65519, 65519, width=32), min_size=1, max_size=40))

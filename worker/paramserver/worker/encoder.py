@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
 import numpy as np
 
 from paramserver.wire.codecs import Origin, covering, push_codec
@@ -14,6 +17,33 @@ from paramserver.worker.tasks.contract import check_flat
 
 #: A piece of a contribution: its offset, in elements of what travels, and its bytes.
 Piece = tuple[int, Array]
+
+
+class Pieces(Protocol):
+    """All of what travels to one server of a contribution; one that is no list makes each when it is asked for it, and
+    what it gave before is then of no use any more."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Piece]: ...
+
+
+class Coming:
+    """Pieces that are encoded to the same memory one after the other: each is still in cache when it is sent."""
+
+    def __init__(self, chunks: list[Piece], most: int, code: Callable[[int, Array, Array], Array]) -> None:
+        """`code` is given a chunk and where it begins, and encodes it to some of the `most` bytes that it is given."""
+        self._chunks = chunks
+        self._most = most
+        self._code = code
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[Piece]:
+        room = np.empty(self._most, np.uint8)
+        for start, chunk in self._chunks:
+            yield start, self._code(start, chunk, room)
 
 
 class Encoder:
@@ -61,6 +91,27 @@ class Encoder:
         check_flat(flat, self._layout, f"{what}: ")
         return self._encode_some(flat, shard, step, what)
 
+    def pieces(self, flat: Array, shard: int, step: int) -> list[Pieces]:
+        """Return for each server the pieces of a contribution, as `encode` does.
+
+        For a single one, where nothing is kept back, they are encoded as they are asked for, until when `flat` has to
+        stay: of several servers, some would have theirs when it is found out that another one's cannot be encoded.
+
+        Raises:
+            TaskError: as `encode`, then or later.
+        """
+        codec, what = self._codec, f"shard {shard}, step {step}"
+        if codec is None or self._wire.keeps_back or len(self._own) > 1:
+            return [*self.encode(flat, shard, step)]
+
+        def code(start: int, chunk: Array, room: Array) -> Array:
+            piece = room[: codec.nbytes(chunk.size)]
+            self._code_chunk(flat, chunk, piece, Origin(self._seed, shard, step, start), what)
+            return piece
+
+        [chunks] = self._pieces(flat, self._own)
+        return [Coming(chunks, max((codec.nbytes(chunk.size) for _, chunk in chunks), default=0), code)]
+
     @np.errstate(over="ignore", invalid="ignore")  # Is found out and told with its place.
     def _encode_some(self, flat: Array, shard: int, step: int, what: str) -> list[list[Piece]]:
         """Encode what was kept back and a contribution, and keep back what is not sent of them."""
@@ -104,15 +155,21 @@ class Encoder:
             for start, chunk in chunks:
                 piece = coded[begin : begin + codec.nbytes(chunk.size)]
                 begin += piece.size
-                if not codec.encode(chunk, piece, Origin(self._seed, shard, step, place.start + start)):
-                    if not self._wire.keeps_back:
-                        check_flat(values, self._layout, f"{what}: ")
-                    decoded = np.empty_like(chunk)
-                    codec.decode(piece.data, decoded)
-                    self._check(chunk, decoded, place.start + start, what)
+                self._code_chunk(values, chunk, piece, Origin(self._seed, shard, step, place.start + start), what)
                 pieces.append((start, piece))
             found.append(pieces)
         return found
+
+    def _code_chunk(self, values: Array, chunk: Array, piece: Array, origin: Origin, what: str) -> None:
+        codec = self._codec
+        assert codec is not None
+        if codec.encode(chunk, piece, origin):
+            return
+        if not self._wire.keeps_back:
+            check_flat(values, self._layout, f"{what}: ")
+        decoded = np.empty_like(chunk)
+        codec.decode(piece.data, decoded)
+        self._check(chunk, decoded, origin.offset, what)
 
     def _decode(self, found: list[list[Piece]], out: Array) -> None:
         assert self._codec is not None

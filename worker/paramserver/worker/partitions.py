@@ -19,12 +19,13 @@ import numpy as np
 from paramserver.wire import sharing
 from paramserver.wire.codecs import Codec
 from paramserver.wire.errors import PeerGone, ProtocolError
-from paramserver.wire.framing import frame
+from paramserver.wire.framing import Message, frame
 from paramserver.wire.layout import Array, Layout, read_values
 from paramserver.wire.mosaic import Mosaic
 from paramserver.wire.sharing import Segment
 from paramserver.wire.tables import Table
 from paramserver.wire.v1 import paramserver_pb2 as pb
+from paramserver.worker.encoder import Pieces
 from paramserver.worker.rowexchange import RowExchange, WorkGivenUp
 from paramserver.worker.stream import Stream
 
@@ -210,7 +211,7 @@ class Partition:
             else:
                 await asyncio.sleep(min(waited / 4, LONGEST_PAUSE_S))
 
-    async def push(self, push: pb.Push, pieces: Sequence[tuple[int, Array]], rows: int, asks: bool) -> None:
+    async def push(self, push: pb.Push, pieces: Pieces, rows: int, asks: bool) -> None:
         """Bring its part of a contribution, to which so many rows belong; `push` is that of the coordinator, and stays
         as it is.
 
@@ -221,15 +222,16 @@ class Partition:
         if push.shared:
             await self.stream.send(message)
             return
-        messages = []
-        for start, piece in pieces:
+
+        def framed(start: int, piece: Array, is_last: bool) -> Message:
             message.push.offset = start
-            if asks and start == pieces[-1][0]:
+            if asks and is_last:
                 self._number += 1
                 message.push.number, self._ahead = self._number, (push.version + 1, push.era)
                 self.stream.place = self._place
-            messages.append(frame(message, piece))
-        await self.stream.send_all(messages)
+            return frame(message, piece)
+
+        await send_pieces(self.stream, pieces, framed)
 
 
 class Partitions:
@@ -366,9 +368,7 @@ class Partitions:
         for other in self._others:
             await other.stream.send(pb.WorkerMessage(slot=slot))
 
-    async def push(
-        self, push: pb.Push, pieces: Sequence[Sequence[tuple[int, Array]]], rows: Sequence[int], asks: bool
-    ) -> None:
+    async def push(self, push: pb.Push, pieces: Sequence[Pieces], rows: Sequence[int], asks: bool) -> None:
         """Bring the rest of a contribution in pieces, none if it is shared; `rows` are those that belong to it on each
         of them, if there are tables. If it `asks`, they send the next version by themselves."""
         counts = rows or [0] * len(self._others)
@@ -391,6 +391,22 @@ class Partitions:
     def _with_parts(self, flat: Array) -> Iterator[tuple[Partition, Layout, Array]]:
         for other, part in zip(self._others, self._parts, strict=True):
             yield other, part, part.part_of(flat)
+
+
+async def send_pieces(stream: Stream, pieces: Pieces, framed: Callable[[int, Array, bool], Message]) -> None:
+    """Send the pieces of a contribution; `framed` makes a message of one, of which it is told whether it is the last.
+
+    Raises:
+        grpc.RpcError: if the stream is broken or at its end.
+        TaskError: if one of them cannot be encoded.
+    """
+    numbered = enumerate(pieces, start=1)
+    messages = (framed(start, piece, number == len(pieces)) for number, (start, piece) in numbered)
+    if isinstance(pieces, list):
+        await stream.send_all(list(messages))
+        return
+    for message in messages:
+        await stream.send_all([message])
 
 
 def prove(welcome: pb.Welcome, address: str) -> bytes:

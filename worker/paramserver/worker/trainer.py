@@ -25,7 +25,7 @@ import numpy as np
 from paramserver.wire.codecs import chunk_elements
 from paramserver.wire.cores import own_core
 from paramserver.wire.errors import ParamserverError, ProtocolError, TaskError, Unreachable
-from paramserver.wire.framing import frame
+from paramserver.wire.framing import Message, frame
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Array, Layout, pack, read_values
 from paramserver.wire.memory import give_back
@@ -34,11 +34,11 @@ from paramserver.wire.tables import tables_from_proto, tables_to_proto
 from paramserver.wire.v1 import paramserver_pb2 as pb
 from paramserver.worker.acknowledgements import Acknowledgements
 from paramserver.worker.batches import Batch
-from paramserver.worker.encoder import Encoder
+from paramserver.worker.encoder import Encoder, Pieces
 from paramserver.worker.learner import Learner
 from paramserver.worker.localsteps import local_steps
 from paramserver.worker.outgoing import Outgoing
-from paramserver.worker.partitions import Partitions, in_chunks, prove
+from paramserver.worker.partitions import Partitions, in_chunks, prove, send_pieces
 from paramserver.worker.replica import Replica
 from paramserver.worker.rowexchange import DealtRows, RowExchange, Wanted, WorkGivenUp
 from paramserver.worker.stream import Stream
@@ -453,23 +453,23 @@ class Trainer:
             push.pull = pull
             await stream.send(message)
             return
-        messages = []
-        for start, piece in pieces:
-            push.offset = start
-            push.pull = pull and start == pieces[-1][0]
-            messages.append(frame(message, piece))
         if pull and self._replica is not None:
             stream.place = self._replica.place
-        await stream.send_all(messages)
 
-    def _pieces(self, flat: Array, push: pb.Push) -> list[list[tuple[int, Array]]]:
+        def framed(start: int, piece: Array, is_last: bool) -> Message:
+            push.offset, push.pull = start, pull and is_last
+            return frame(message, piece)
+
+        await send_pieces(stream, pieces, framed)
+
+    def _pieces(self, flat: Array, push: pb.Push) -> list[Pieces]:
         """Return for every server what travels to it of a contribution: nothing if it is shared."""
         if push.shared:
             return [[] for _ in range(1 + len(self._partitions))]
         if self._encoder is not None:
             # A server without a part of a small θ hears of the contribution too.
             nothing = [(0, np.empty(0, np.uint8))]
-            return [pieces or nothing for pieces in self._encoder.encode(flat, push.shard, push.step)]
+            return [pieces or nothing for pieces in self._encoder.pieces(flat, push.shard, push.step)]
         own = in_chunks(self._partitions.own(flat), self._chunk_bytes)
         return [own, *self._partitions.in_chunks(flat, self._chunk_bytes)] if self._partitions else [own]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from paramserver.wire.codecs.bfloat16 import BFloat16
-from paramserver.wire.codecs.codec import Codec, Origin
+from paramserver.wire.codecs.codec import Codec, Halves, Origin
 from paramserver.wire.codecs.float16 import Float16
 from paramserver.wire.codecs.int8 import Int8
 from paramserver.wire.codecs.sign import Sign
@@ -14,12 +16,23 @@ from paramserver.wire.errors import TensorError
 from paramserver.wire.job import Job, WireSection
 from paramserver.wire.layout import Array, Layout
 
-__all__ = ["Codec", "Origin", "chunk_elements", "covering", "decode_chunk", "pull_codec", "push_codec"]
+__all__ = [
+    "Codec",
+    "Halves",
+    "Origin",
+    "add_up",
+    "chunk_elements",
+    "covering",
+    "decode_chunk",
+    "halves",
+    "pull_codec",
+    "push_codec",
+]
 
 
 def pull_codec(wire: WireSection) -> Codec | None:
     """Return the codec of the parameters on their way to a worker; None if they travel as they are."""
-    return _half(wire.pull)
+    return halves(wire.pull)
 
 
 def push_codec(wire: WireSection) -> Codec | None:
@@ -34,7 +47,33 @@ def push_codec(wire: WireSection) -> Codec | None:
             return TopK(wire.density)
         case "sign":
             return Sign()
-    return _half(wire.push)
+    return halves(wire.push)
+
+
+@lru_cache
+def halves(name: str) -> Halves | None:
+    """Return the codec of this name if it makes halves of values; None if it is another one, or none."""
+    match name:
+        case "bf16":
+            return BFloat16()
+        case "fp16":
+            return Float16()
+    return None
+
+
+#: Which halves `Halves.look` returns as what.
+_HALVES_OF = {np.dtype(np.uint16): "bf16", np.dtype(np.float16): "fp16"}
+
+
+def add_up(values: Array, out: Array, is_first: bool) -> None:
+    """Write values, which may be halves, to `out`, or add them to what is there unless they are the first."""
+    codec = halves(_HALVES_OF.get(values.dtype, ""))
+    if codec is not None:
+        codec.add_up(values, out, is_first)
+    elif is_first:
+        np.copyto(out, values)
+    else:
+        np.add(out, values, out=out)
 
 
 def covering(part: Layout, codec: Codec | None) -> slice:
@@ -64,12 +103,3 @@ def decode_chunk(codec: Codec, payload: memoryview, count: int) -> tuple[Array, 
         raise TensorError(f"a chunk of {payload.nbytes} bytes came where {count} values are expected")
     out = np.empty(count, np.float32)
     return out, codec.decode(payload, out)
-
-
-def _half(name: str) -> Codec | None:
-    match name:
-        case "bf16":
-            return BFloat16()
-        case "fp16":
-            return Float16()
-    return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,13 +31,26 @@ BLOCK = 1 << 15
 INFINITY = 0x7F80
 
 
+class Kernels(NamedTuple):
+    """What is done with many values at once; bits are uint16, or uint32 for those of float32."""
+
+    #: (bits, out): write the rounded upper halves; return the largest without its sign.
+    round: Callable[[Array, Array], Any]
+    #: (halves, out): write the values, as bits; return the largest half without its sign.
+    widen: Callable[[Array, Array], Any]
+    #: (halves): return the largest without its sign.
+    largest: Callable[[Array], Any]
+    #: (halves, out): add the values to those of `out`.
+    add: Callable[[Array, Array], Any]
+
+
 class BFloat16:
     """Two bytes for a value; `fast` asks for numba's kernels, and compiles them at once."""
 
     block = 1
 
     def __init__(self, fast: bool = AVAILABLE) -> None:
-        self._kernels = _kernels() if fast else (_round_in_blocks, _widen)
+        self._kernels = _compiled() if fast else _NUMPY
 
     def nbytes(self, count: int) -> int:
         """Return how many bytes so many values become."""
@@ -45,13 +58,29 @@ class BFloat16:
 
     def encode(self, values: Array, out: Array, _origin: Origin | None = None) -> bool:
         """Write the upper halves of the rounded values; say whether all are finite."""
-        return bool(self._kernels[0](values.view(np.uint32), out.view(np.uint16)) < INFINITY)
+        return bool(self._kernels.round(values.view(np.uint32), out.view(np.uint16)) < INFINITY)
 
     def decode(self, payload: memoryview, out: Array) -> bool:
         """Widen the values, of which every pattern of bits is one; say whether all are finite."""
-        bits = np.frombuffer(payload, "<u2")
-        # A kernel is compiled for aligned arrays, and a payload lies where the header before it ends.
-        return bool(self._kernels[1](bits if bits.flags.aligned else bits.copy(), out.view(np.uint32)) < INFINITY)
+        return bool(self._kernels.widen(_aligned(payload), out.view(np.uint32)) < INFINITY)
+
+    def look(self, payload: memoryview) -> tuple[Array, bool]:
+        """Return the values as they are, uint16, and whether all are finite."""
+        halves = _aligned(payload)
+        return halves, bool(self._kernels.largest(halves) < INFINITY)
+
+    def add_up(self, halves: Array, out: Array, is_first: bool) -> None:
+        """Write the values of which `look` has told to `out`, float32, or add them to what is there."""
+        if is_first:
+            self._kernels.widen(halves, out.view(np.uint32))
+        else:
+            self._kernels.add(halves, out)
+
+
+def _aligned(payload: memoryview) -> Array:
+    # A kernel is compiled for aligned arrays, and a payload lies where the header before it ends.
+    bits = np.frombuffer(payload, "<u2")
+    return bits if bits.flags.aligned else bits.copy()
 
 
 def _round_in_blocks(bits: Array, out: Array) -> int:
@@ -78,39 +107,73 @@ def _widen(bits: Array, out: Array) -> int:
     return _largest(bits)
 
 
+def _add(bits: Array, out: Array) -> None:
+    """Add the values to those of `out`."""
+    scratch = np.empty(min(BLOCK, bits.size), np.uint32)
+    for start in range(0, bits.size, BLOCK):
+        block, target = bits[start : start + BLOCK], out[start : start + BLOCK]
+        widened = scratch[: block.size]
+        np.left_shift(block, np.uint32(16), out=widened)
+        np.add(target, widened.view(np.float32), out=target)
+
+
 def _largest(bits: Array) -> int:
     return int((bits & np.uint16(0x7FFF)).max(initial=0))
 
 
+_NUMPY = Kernels(_round_in_blocks, _widen, _largest, _add)
+
+
 @lru_cache
-def _kernels() -> tuple[Callable[[Array, Array], Any], Callable[[Array, Array], Any]]:
+def _compiled() -> Kernels:
     import numba  # an extra, and slow to import
 
-    @numba.njit(nogil=True, error_model="numpy")
+    u = np.uint32
+
+    # numba makes 64 bits of what two numbers of 32 are added up to; brought back each time, more fit into a register.
     def round_bits(bits: Array, out: Array) -> Any:
-        largest: Any = np.uint32(0)
+        largest: Any = u(0)
         for i in range(bits.size):
             value = bits[i]
-            upper = value >> np.uint32(16)
-            rounded = (value + np.uint32(0x7FFF) + (upper & np.uint32(1))) >> np.uint32(16)
-            if value & np.uint32(0x7FFF_FFFF) > np.uint32(INFINITY << 16):
-                rounded = upper | np.uint32(0x40)
+            upper = u(value >> u(16))
+            rounded = u(u(u(value + u(0x7FFF)) + u(upper & u(1))) >> u(16))
+            if u(value & u(0x7FFF_FFFF)) > u(INFINITY << 16):
+                rounded = u(upper | u(0x40))
             out[i] = rounded
-            largest = max(largest, rounded & np.uint32(0x7FFF))
+            largest = max(largest, u(rounded & u(0x7FFF)))
         return largest
 
-    @numba.njit(nogil=True, error_model="numpy")
     def widen(bits: Array, out: Array) -> Any:
-        largest: Any = np.uint32(0)
+        largest: Any = u(0)
         for i in range(bits.size):
-            value = np.uint32(bits[i])
-            out[i] = value << np.uint32(16)
-            largest = max(largest, value & np.uint32(0x7FFF))
+            value = u(bits[i])
+            out[i] = u(value << u(16))
+            largest = max(largest, u(value & u(0x7FFF)))
         return largest
 
-    none = np.empty(0, np.uint32), np.empty(0, np.uint16)
-    round_bits(*none)
-    readonly = none[1].view()
-    readonly.flags.writeable = False
-    widen(readonly, none[0])
-    return round_bits, widen
+    def largest_of(bits: Array) -> Any:
+        largest: Any = u(0)
+        for i in range(bits.size):
+            largest = max(largest, u(u(bits[i]) & u(0x7FFF)))
+        return largest
+
+    def add(bits: Array, out: Array) -> None:
+        for i in range(bits.size):
+            out[i] += u(u(bits[i]) << u(16)).view(np.float32)
+
+    def compiled(function: Callable[..., Any], *types: Any) -> Callable[..., Any]:
+        kernel: Callable[..., Any] = numba.njit([types], nogil=True, error_model="numpy")(function)
+        return kernel
+
+    def vector(of: Any, readonly: bool = False) -> Any:
+        # What may be written is taken for what may only be read too, and nothing is compiled anew.
+        return numba.types.Array(of, 1, "C", readonly=readonly)
+
+    half, word, value = numba.uint16, numba.uint32, numba.float32
+    given = vector(half, readonly=True)
+    return Kernels(
+        compiled(round_bits, vector(word, readonly=True), vector(half)),
+        compiled(widen, given, vector(word)),
+        compiled(largest_of, given),
+        compiled(add, given, vector(value)),
+    )

@@ -44,3 +44,13 @@ class Codec(Protocol):
         Raises:
             TensorError: if the bytes are not what any encoder writes.
         """
+
+
+class Halves(Codec, Protocol):
+    """A codec that makes two bytes of every value by itself, so that the values can be added up as they came."""
+
+    def look(self, payload: memoryview) -> tuple[Array, bool]:
+        """Return the values as they came, in two bytes each, and whether all are finite."""
+
+    def add_up(self, halves: Array, out: Array, is_first: bool) -> None:
+        """Write such values to `out`, float32, or add them to what is there unless they are the first."""

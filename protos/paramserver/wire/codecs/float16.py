@@ -31,9 +31,24 @@ class Float16:
         """Write the rounded values; say whether all are finite."""
         with np.errstate(over="ignore", under="ignore"):
             np.copyto(out.view("<f2"), values, casting="unsafe")
-        return bool((out.view("<u2") & np.uint16(0x7FFF)).max(initial=0) < INFINITY)
+        return _is_finite(out.view("<u2"))
 
     def decode(self, payload: memoryview, out: Array) -> bool:
         """Widen the values, of which every pattern of bits is one; say whether all are finite."""
         np.copyto(out, np.frombuffer(payload, "<f2"))
         return is_finite(out)
+
+    def look(self, payload: memoryview) -> tuple[Array, bool]:
+        """Return the values as they are, float16, and whether all are finite."""
+        return np.frombuffer(payload, "<f2"), _is_finite(np.frombuffer(payload, "<u2"))
+
+    def add_up(self, halves: Array, out: Array, is_first: bool) -> None:
+        """Write the values of which `look` has told to `out`, float32, or add them to what is there."""
+        if is_first:
+            np.copyto(out, halves)
+        else:
+            np.add(out, halves, out=out)
+
+
+def _is_finite(bits: Array) -> bool:
+    return bool((bits & np.uint16(0x7FFF)).max(initial=0) < INFINITY)
