@@ -94,6 +94,19 @@ def test_parameters_for_which_there_is_no_room_end_the_job(monkeypatch: pytest.M
     assert "there is no room for 2 parameters: [Errno 28] No space left on device" in training.run.engine.reason
 
 
+def test_a_server_that_cannot_begin_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ImportError("Numba needs NumPy 2.1 or less")
+
+    monkeypatch.setattr("paramserver.server.run.Store", refuse)
+    training = Training()
+    assert training.run.engine.phase == "failed"
+    assert training.run.engine.reason.endswith("parameters: ImportError: Numba needs NumPy 2.1 or less")
+    assert "the job cannot begin" in caplog.text
+
+
 def test_a_failure_between_two_updates_ends_the_job_too(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training()
 

@@ -501,6 +501,7 @@ class Run:
         refusal = self.engine.admit(session.name, initial.shard, initial.epoch, 0)
         if refusal is not None or self.engine.phase != "initialise":
             return
+        is_whole = False
         try:
             whole = Layout.from_proto(session.initial_layout, self.job.train.dtype)
             layout = whole.cut(self.job.server.partitions)[self.partition]
@@ -532,6 +533,14 @@ class Run:
         except (OSError, MemoryError) as error:
             session.initial = None
             self.feed(ev.Broken(f"there is no room for {layout.size:,} parameters: {error}"))
+            return
+        except Exception as error:
+            if not is_whole:
+                raise
+            # Nothing is wrong with the parameters: most likely numba is here, but does not fit what else is.
+            log.exception("the job cannot begin")
+            session.initial = None
+            self.feed(ev.Broken(f"the server cannot begin with the parameters: {type(error).__name__}: {error}"))
             return
         if is_whole:
             self.feed(ev.Initialised(session.name, initial.shard, initial.epoch))
