@@ -242,8 +242,10 @@ def _accuracy(results: Results) -> Iterator[Figure]:
 
 
 def _beside_floor(found: Found) -> tuple[float, str]:
-    told = f"{found['ratio']:.2f} × ({number(found['median_ms'])} ms, floor {number(found['floor_ms'])})"
-    return found["ratio"], told
+    told = f"{number(found['median_ms'])} ms, floor {number(found['floor_ms'])}"
+    if found.get("unpaced_ratio") is not None:
+        told += f"; not paced {number(found['unpaced_floor_ms'])}: {found['unpaced_ratio']:.2f} ×"
+    return found["ratio"], f"{found['ratio']:.2f} × ({told})"
 
 
 def _figure(

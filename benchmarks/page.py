@@ -66,10 +66,22 @@ def rounds(results: Results) -> list[str]:
             f"{found['size']:,}",
             str(found["workers"]),
             *_beside_floor(found),
+            *_unpaced(found),
             f"{found['peak_rss_mb']['server']:.0f}",
         ]
 
-    head = ("transport", "D", "workers", "round, ms", "p10 to p90", "floor, ms", "ratio", *_CPU, "server MiB")
+    head = (
+        "transport",
+        "D",
+        "workers",
+        "round, ms",
+        "p10 to p90",
+        "floor, ms",
+        "ratio",
+        *_CPU,
+        *_UNPACED,
+        "server MiB",
+    )
     records = sorted(results.cells("rounds", wire="full"), key=lambda r: (r.options["transport"], r.options["size"]))
     return _rows(head, records, cells)
 
@@ -79,9 +91,9 @@ def codecs(results: Results) -> list[str]:
 
     def cells(found: Found) -> list[str]:
         moved = (f"{found[name] / 1e6:.0f} MB" for name in ("bytes_pushed", "bytes_pulled"))
-        return [f"`{found['wire']}`", *moved, *_beside_floor(found)]
+        return [f"`{found['wire']}`", *moved, *_beside_floor(found), *_unpaced(found)]
 
-    head = ("`wire`", "pushed", "pulled", "round, ms", "p10 to p90", "floor, ms", "ratio", *_CPU)
+    head = ("`wire`", "pushed", "pulled", "round, ms", "p10 to p90", "floor, ms", "ratio", *_CPU, *_UNPACED)
     size = max((r.options["size"] for r in results.cells("rounds", wire="bf16")), default=0)
     return _rows(head, results.cells("rounds", size=size, workers=PAIR, transport="stream"), cells)
 
@@ -251,6 +263,7 @@ def _count(promised: Sequence[Figure]) -> str:
 
 
 _CPU = ("CPU s/GB", "floor, s/GB")
+_UNPACED = ("floor not paced, ms", "ratio")
 
 
 def _beside_floor(found: Found) -> list[str]:
@@ -259,6 +272,11 @@ def _beside_floor(found: Found) -> list[str]:
         f"{number(found['p10_ms'])} to {number(found['p90_ms'])}",
         *(number(found[name]) for name in ("floor_ms", "ratio", "cpu_s_per_gb", "floor_cpu_s_per_gb")),
     ]
+
+
+def _unpaced(found: Found) -> list[str]:
+    values = [found.get(name) for name in ("unpaced_floor_ms", "unpaced_ratio")]
+    return ["–" if value is None else number(value) for value in values]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -38,7 +38,7 @@ TIMES = {
 def found(cell: Cell) -> dict[str, Any]:
     run = {"samples_per_s": 1.0, "seconds": 1.0, "accuracy": 0.8}
     particular: dict[str, dict[str, Any]] = {
-        "rounds": {"bytes_pushed": 1e6, "bytes_pulled": 2e6},
+        "rounds": {"bytes_pushed": 1e6, "bytes_pulled": 2e6, "unpaced_floor_ms": 0.4, "unpaced_ratio": 3.09},
         "partitions": {"one_ms": [1.0], "several_ms": [1.1]},
         "message_size": {"gb_per_s": [1.0, 1.1], "median_ms": [1.0, 10.0]},
         "flat": {"samples": [[float(n), 100.0] for n in range(20)]},
@@ -62,7 +62,9 @@ def test_the_page_has_a_place_for_every_section(run: Results, tmp_path: Path) ->
     copy.write_text(page.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     page.write(run, copy)
     text = copy.read_text(encoding="utf-8")
-    assert "| shared memory | 1,000 | 2 | 1.23 | 1.00 to 2.00 | 0.500 | 2.47 | 1.00 | 0.500 | 321 |" in text
+    assert (
+        "| shared memory | 1,000 | 2 | 1.23 | 1.00 to 2.00 | 0.500 | 2.47 | 1.00 | 0.500 | 0.400 | 3.09 | 321 |" in text
+    )
     assert "2 cores of a processor, 24 GiB" in text
     page.write(run, copy)
     assert copy.read_text(encoding="utf-8") == text

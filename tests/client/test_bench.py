@@ -7,6 +7,7 @@ import pytest
 from paramserver.client.bench.apply import measure_apply
 from paramserver.client.bench.pulls import measure_pulls
 from paramserver.client.bench.rounds import measure_rounds
+from paramserver.client.cli.entry import main
 from paramserver.wire import sharing
 from paramserver.wire.errors import JobError, RequestError
 
@@ -31,6 +32,31 @@ def test_an_update_is_timed_beside_its_floor(optimizer: dict[str, object]) -> No
     assert 0 < found["p10_ms"] <= found["median_ms"] <= found["p90_ms"]
     assert found["ratio"] == pytest.approx(found["median_ms"] / found["floor_ms"])
     assert found["code"] == "numpy" or not optimizer.get("plain")
+
+
+@pytest.mark.parametrize("transport", ["shm", "stream"])
+def test_rounds_over_sockets_are_timed_beside_sockets_that_are_not_paced_too(transport: str) -> None:
+    if transport == "shm" and not sharing.AVAILABLE:
+        pytest.skip("this system has no memory to share")
+    found = measure_rounds(1000, 2, 20, transport)
+    assert found.ratio == pytest.approx(found.median_ms / found.floor_ms)
+    if transport == "shm":
+        assert found.unpaced_floor_ms is found.unpaced_ratio is None
+    else:
+        assert found.unpaced_floor_ms is not None
+        assert found.unpaced_ratio == pytest.approx(found.median_ms / found.unpaced_floor_ms)
+
+
+@pytest.mark.parametrize("transport", ["shm", "stream"])
+def test_the_command_tells_all_of_it(transport: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if transport == "shm" and not sharing.AVAILABLE:
+        pytest.skip("this system has no memory to share")
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", "round", "--size", "1000", "--rounds", "20", "--transport", transport])
+    told = capsys.readouterr().out
+    assert f"1,000 parameters, 2 workers, {transport}, 20 rounds" in told
+    assert ("not paced" in told) == (transport == "stream")
+    assert "memory server" in told
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paramserver.server.events import Contribution
-from paramserver.server.optimizers import Optimizer, StepInfo, make_optimizer
+from paramserver.server.optimizers import Optimizer, StepInfo, fused, make_optimizer
 from paramserver.server.update import Update
 from paramserver.wire.job import Job, OptimizerSection
 from paramserver.wire.layout import Layout
@@ -19,6 +19,8 @@ from paramserver.wire.layout import Layout
 pytest.importorskip("numba", reason="needs numba, the extra `fast`")
 
 CASES: dict[str, dict[str, Any]] = {
+    "plain": {"name": "sgd"},
+    "plain-decay": {"name": "sgd", "weight_decay": 0.03},
     "momentum": {"name": "sgd", "momentum": 0.9},
     "momentum-decay": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.03},
     "nesterov": {"name": "sgd", "momentum": 0.8, "nesterov": True},
@@ -60,12 +62,36 @@ def test_compiled_and_numpy_bits_are_the_same(
     # From denormal squares up to large ones, and some exact zeros.
     gradients = (rng.normal(size=(5, size)) * 10.0**magnitude * (rng.random((5, size)) < 0.9)).astype(dtype)
     expected = bits(make_optimizer(section, fuse=False), theta, gradients, in_place=True)
-    assert bits(make_optimizer(section, fuse=True), theta, gradients, in_place) == expected
+    assert bits(make_optimizer(section, fuse=True, halves=dtype == "float32"), theta, gradients, in_place) == expected
+
+
+@pytest.mark.parametrize(("size", "compiles"), [(fused.LARGE - 1, False), (fused.LARGE, True)])
+def test_plain_sgd_is_compiled_for_a_large_theta(size: int, compiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+    kernels = fused._sgd_kernels
+
+    def spy(*arguments: Any) -> Any:
+        compiled.append(1)
+        return kernels(*arguments)
+
+    monkeypatch.setattr(fused, "_sgd_kernels", spy)
+    job = Job.from_dict({"task": {"use": "m"}, "data": {"source": "d"}, "wire": {"push": "bf16"}})
+    update = Update(job, Layout([("t", (size,))], "float32"), 1 << 18, 3, fuse=True)
+    assert bool(compiled) == compiles
+    theta, ones = np.zeros(size, np.float32), np.ones(size, np.float32)
+    terms = [[ones[start : start + (1 << 18)]] for start in range(0, size, 1 << 18)]
+    update.apply(theta, terms, 1, 1, [Contribution("w", 0, 1, 0, 0, 1, 0.5)])
+    assert (len(compiled) > 1) == compiles
+    assert np.unique(theta).size == 1
+    assert theta[0] < 0
+
+
+def test_plain_sgd_does_without_the_compiler_where_nothing_else_needs_it() -> None:
+    assert make_optimizer(OptimizerSection(), fuse=True).update_by_terms is None
+    assert make_optimizer(OptimizerSection(), fuse=False, halves=True).update_by_terms is None
 
 
 def test_a_round_of_blocks_compiles_nothing() -> None:
-    from paramserver.server.optimizers import fused
-
     optimizer = make_optimizer(OptimizerSection(name="adam"), fuse=True)
     state = optimizer.init(100, np.float32)
     kernel: Any = fused._adam_kernel(False, False)
@@ -80,7 +106,7 @@ def of_bytes(values: NDArray[Any], shift: int) -> NDArray[Any]:
     return np.frombuffer(bytes(shift) + values.tobytes(), values.dtype, offset=shift)
 
 
-@pytest.mark.parametrize("case", ["momentum", "momentum-decay", "nesterov", "nesterov-decay"])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("adam")])
 @settings(max_examples=15, deadline=None)
 @given(
     size=st.integers(1, 500),
@@ -101,12 +127,17 @@ def test_an_update_by_what_workers_sent_has_the_same_bits(
             "data": {"source": "d", "shards": workers},
             "train": {"dtype": dtype, "reduce": reduces},
             "optimizer": {**CASES[case], "learning_rate": 0.1},
+            # Plain SGD is compiled for nothing else; here come whole values all the same.
+            "wire": {"push": "bf16"} if dtype == "float32" else {},
         }
     )
     found = []
     for fuse, sums in ((True, False), (False, False), (False, True)):
         rng = np.random.default_rng(seed)
-        update = Update(job, layout, block, 3, fuse)
+        with pytest.MonkeyPatch.context() as patch:
+            # As for a large θ.
+            patch.setattr(fused, "LARGE", 1)
+            update = Update(job, layout, block, 3, fuse)
         theta = rng.normal(size=size).astype(dtype)
         for version in (1, 2, 3):
             sent = [of_bytes(rng.normal(size=size).astype(dtype), shift) for _ in range(workers)]

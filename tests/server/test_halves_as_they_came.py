@@ -40,6 +40,7 @@ FLAVOURS = [False, pytest.param(True, marks=pytest.mark.skipif(not fused.AVAILAB
 
 OPTIMIZERS = [
     {},
+    {"weight_decay": 0.1},
     {"momentum": 0.9},
     {"momentum": 0.9, "nesterov": True},
     {"name": "adam"},
@@ -52,8 +53,11 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-def test_an_update_by_halves(optimizer: dict[str, Any], workers: int, name: str, fuse: bool) -> None:
-    job, codec = make_job(optimizer=optimizer, train={"reduce": "mean"}), halves(name)
+def test_an_update_by_halves(
+    optimizer: dict[str, Any], workers: int, name: str, fuse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "LARGE", 1)
+    job, codec = make_job(optimizer=optimizer, train={"reduce": "mean"}, wire={"push": name}), halves(name)
     assert codec is not None
     thetas = []
     for as_halves in (True, False):

@@ -44,7 +44,7 @@ class Update:
         self._layout = layout
         self._block = block
         self._total_steps = total_steps
-        self._optimizer = make_optimizer(job.optimizer, fuse)
+        self._optimizer = make_optimizer(job.optimizer, fuse, halves=job.wire.push == "bf16")
         self.state = self._optimizer.init(layout.size, layout.dtype)
         starts = range(0, layout.size, block)
         #: Where each block lies in the flat vector.
@@ -111,7 +111,9 @@ class Update:
                 return norm
             blocks, scale = [[whole[place]] for place in self._places], 1.0
         scale *= freshness
-        by_terms = self._optimizer.update_by_terms if correct is None else None
+        optimizer = self._optimizer
+        is_large = self._layout.size >= optimizer.by_terms_from
+        by_terms = optimizer.update_by_terms if correct is None and is_large else None
 
         def update_share(number: int) -> None:
             gradient, scratch = self._work[number]
@@ -119,13 +121,16 @@ class Update:
                 place = self._places[index]
                 block, state = theta[place], slice_state(self.state, place.start, place.stop)
                 summed = gradient[: block.size]
+                terms = blocks[index]
                 if by_terms is not None:
-                    by_terms(block, _at_most_two(blocks[index], summed), scale, state, info)
+                    if not optimizer.takes_halves or len(terms) > 2 or terms[0].dtype != terms[-1].dtype:
+                        terms = _at_most_two(terms, summed)
+                    by_terms(block, terms, scale, state, info)
                     continue
-                _add_up(blocks[index], scale, summed)
+                _add_up(terms, scale, summed)
                 if correct is not None:
                     correct(place.start, summed, block)
-                self._optimizer.update(block, summed, state, info, block, state, scratch)
+                optimizer.update(block, summed, state, info, block, state, scratch)
 
         self.spread(update_share)
         return norm

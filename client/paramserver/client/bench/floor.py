@@ -30,15 +30,20 @@ class Floor(NamedTuple):
     cpu_s: float
 
 
-def over_sockets(size: int, workers: int, rounds: int) -> Floor:
-    """Time rounds of float32 vectors over TCP loopback: workers send, numpy adds and applies, workers get θ."""
+def over_sockets(size: int, workers: int, rounds: int, unpaced: bool = False) -> Floor:
+    """Time rounds of float32 vectors over TCP loopback: workers send, numpy adds and applies, workers get θ.
+
+    Sockets are as the system makes them, or `unpaced` as those of the server, see `send_unpaced`.
+    """
     context = multiprocessing.get_context("spawn")
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(workers) as pool:
         port = listener.getsockname()[1]
-        processes = [context.Process(target=_send_and_receive, args=(port, size, rounds)) for _ in range(workers)]
+        processes = [
+            context.Process(target=_send_and_receive, args=(port, size, rounds, unpaced)) for _ in range(workers)
+        ]
         for process in processes:
             process.start()
-        streams = [_at_once(listener.accept()[0]) for _ in processes]
+        streams = [_at_once(listener.accept()[0], unpaced) for _ in processes]
         before = time.process_time()
         gradients = [np.full(size, 0, np.float32) for _ in streams]
         theta, total = np.full(size, 0, np.float32), np.full(size, 0, np.float32)
@@ -119,9 +124,9 @@ def _send_when_asked(port: int, size: int, rounds: int) -> None:
         stream.sendall(np.array([time.process_time() - before]).data)
 
 
-def _send_and_receive(port: int, size: int, rounds: int) -> None:
+def _send_and_receive(port: int, size: int, rounds: int, unpaced: bool) -> None:
     gradient, theta = np.full(size, 1e-3, np.float32), np.full(size, 0, np.float32)
-    with _at_once(socket.create_connection(("127.0.0.1", port))) as stream:
+    with _at_once(socket.create_connection(("127.0.0.1", port)), unpaced) as stream:
         # Starting Python is no part of a round.
         before = time.process_time()
         for _ in range(rounds):
@@ -139,8 +144,9 @@ def _receive(stream: socket.socket, into: Array) -> None:
         done += count
 
 
-def _at_once(stream: socket.socket) -> socket.socket:
-    """Have a socket send what it has, as those of the server do."""
+def _at_once(stream: socket.socket, unpaced: bool = False) -> socket.socket:
+    """Have a socket send what it has."""
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    send_unpaced(stream)
+    if unpaced:
+        send_unpaced(stream)
     return stream

@@ -36,6 +36,9 @@ class Measured:
     floor_ms: float
     #: median_ms / floor_ms.
     ratio: float
+    #: The same beside sockets that are not paced, as ours are, whatever the system has chosen; None in shared memory.
+    unpaced_floor_ms: float | None
+    unpaced_ratio: float | None
     #: CPU seconds of server and workers per 10⁹ bytes of gradients and parameters that a round hands over.
     cpu_s_per_gb: float
     floor_cpu_s_per_gb: float
@@ -63,11 +66,14 @@ def measure_rounds(
     """
     check_least(size=(size, 1), workers=(workers, 1), rounds=(rounds, 5), servers=(servers, 1))
     check_transport(transport)
-    time_floor = floor.through_memory if transport in SHARED else floor.over_sockets
+    shares = transport in SHARED
+    time_floor = floor.through_memory if shares else floor.over_sockets
     # Half of the floor before and half after, so that a machine that gets busier shows in both.
     half = max(5, rounds // 2)
     before = time_floor(size, workers, half)
+    unpaced = [] if shares else floor.over_sockets(size, workers, half, unpaced=True).rounds_s[1:]
     ran = run_rounds(size, workers, rounds, transport, wire, servers)
+    unpaced += [] if shares else floor.over_sockets(size, workers, half, unpaced=True).rounds_s[1:]
     after = time_floor(size, workers, half)
     gigabytes = 2 * workers * size * 4 / 1e9
     counted = counted_s(ran)
@@ -86,6 +92,8 @@ def measure_rounds(
         p90_ms=1e3 * deciles[-1],
         floor_ms=1e3 * floor_s,
         ratio=median / floor_s,
+        unpaced_floor_ms=1e3 * statistics.median(unpaced) if unpaced else None,
+        unpaced_ratio=median / statistics.median(unpaced) if unpaced else None,
         cpu_s_per_gb=ran.cpu_s / rounds / gigabytes,
         floor_cpu_s_per_gb=(before.cpu_s + after.cpu_s) / (2 * half) / gigabytes,
         bytes_pushed=ran.moved_bytes[0] / rounds,

@@ -36,6 +36,8 @@ def round_(
     print(f"{found.size:,} parameters, {found.workers} workers, {found.transport}, {found.rounds} rounds")
     print(f"round  median {found.median_ms:.3f} ms, p10 {found.p10_ms:.3f}, p90 {found.p90_ms:.3f}")
     print(f"wire   {found.wire}, {found.bytes_pushed:,.0f} bytes pushed and {found.bytes_pulled:,.0f} pulled a round")
+    if found.unpaced_floor_ms is not None:
+        print(f"bare   not paced {found.unpaced_floor_ms:.3f} ms, ratio {found.unpaced_ratio:.2f}")
     _print_floor(found)
 
 

@@ -14,15 +14,18 @@ from paramserver.server.optimizers.yogi import yogi
 from paramserver.wire.job import OptimizerSection
 
 
-def make_optimizer(section: OptimizerSection, fuse: bool = fused.AVAILABLE) -> Optimizer:
+def make_optimizer(section: OptimizerSection, fuse: bool = fused.AVAILABLE, halves: bool = False) -> Optimizer:
     """Return the optimizer that a job asks for; schedule and clipping are apart from it.
 
-    With `fuse`, those that have a compiled form use it: faster, with the same bits.
+    With `fuse`, those that have a compiled form use it: faster, with the same bits. `halves` says that contributions
+    come as bfloat16, which it then takes for terms if it can.
     """
     s = section
     match s.name:
         case "sgd" if fuse and s.momentum:
             return fused.fused_momentum(s.momentum, s.nesterov, s.weight_decay)
+        case "sgd" if fuse and halves:
+            return fused.fused_sgd(s.weight_decay)
         case "adam" | "adamw" if fuse:
             decoupled = s.name == "adamw"
             return fused.fused_adam(s.beta1, s.beta2, s.epsilon, s.weight_decay, decoupled)

@@ -1,10 +1,11 @@
-"""SGD with momentum and Adam in one pass over memory, compiled by numba (the extra `fast`).
+"""SGD and Adam in one pass over memory, compiled by numba (the extra `fast`).
 
 numpy needs a pass over the block for each operation; here every element is read and written once. The
 operations on an element and their order are those of `sgd` and `adam`, in the same dtype, without fastmath:
 the bits are the same.
 
-With momentum the last two contributions are added up and scaled in the same pass, so that their sum is never written.
+SGD adds up and scales the last two contributions in the same pass, so that their sum is never written. Without momentum
+it is compiled for contributions in bfloat16 alone.
 Adam has as many vectors already as the compiler checks for overlap before it gives up on SIMD.
 
 A kernel works in place, where its vectors provably do not overlap; with separate places for old and new the
@@ -23,11 +24,42 @@ import numpy as np
 import numpy.typing as npt
 
 from paramserver.server.optimizers.adam import MomentState, bias_correction, init_moments
-from paramserver.server.optimizers.optimizer import Array, Optimizer, StepInfo, filled
-from paramserver.server.optimizers.sgd import MomentumState
+from paramserver.server.optimizers.optimizer import Array, NoState, Optimizer, StepInfo, filled
+from paramserver.server.optimizers.sgd import MomentumState, sgd
 
 #: Whether kernels can be compiled here; numba itself is only imported by the first that is.
 AVAILABLE = find_spec("numba") is not None
+
+#: Elements of a θ for which plain SGD is compiled: of fewer, its passes over memory take less in a hundred rounds than
+#: the compiler does.
+LARGE = 1 << 19
+
+
+def fused_sgd(weight_decay: float = 0.0) -> Optimizer:
+    """Return `sgd` without momentum for a large θ in one pass, by contributions in bfloat16; `init` compiles it.
+
+    Only for these, for which numba is there anyway: the 120 MB that it takes are more than a θ of 25 million values.
+    """
+    plain = sgd(weight_decay=weight_decay)
+
+    def init(size: int, dtype: npt.DTypeLike) -> NoState:
+        if size >= LARGE:
+            _sgd_kernels(weight_decay != 0, np.dtype(dtype))
+        return NoState()
+
+    def update_by_terms(
+        theta: Array,
+        terms: Sequence[Array],
+        scale: float,
+        state: NoState,  # noqa: ARG001 (the protocol's)
+        step: StepInfo,
+    ) -> None:
+        scalar = theta.dtype.type
+        _sgd_kernels(weight_decay != 0, theta.dtype)[len(terms), terms[0].dtype.itemsize](
+            theta, terms[0], terms[-1], scalar(scale), scalar(weight_decay), scalar(step.learning_rate)
+        )
+
+    return plain._replace(init=init, update_by_terms=update_by_terms, by_terms_from=LARGE, takes_halves=True)
 
 
 def fused_momentum(momentum: float, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -127,6 +159,49 @@ def _compile(function: Callable[..., None], signature: Any = None) -> Callable[.
 
 
 @lru_cache
+def _sgd_kernels(decay: bool, dtype: np.dtype[Any]) -> dict[tuple[int, int], Callable[..., None]]:
+    """Compile the kernels for one term and for two, by their number and the bytes of a value."""
+    widths = (dtype.itemsize, 2)
+    return {(terms, width): _sgd_kernel(decay, terms == 2, width == 2, dtype) for terms in (1, 2) for width in widths}
+
+
+def _sgd_kernel(decay: bool, adds: bool, halves: bool, dtype: np.dtype[Any]) -> Callable[..., None]:
+    import numba  # an extra, and slow to import
+
+    u = np.uint32
+
+    def widened(half: Any) -> Any:
+        return u(u(half) << u(16)).view(np.float32)
+
+    def as_it_is(value: Any) -> Any:
+        return value
+
+    read = numba.njit(widened if halves else as_it_is)
+
+    def kernel(theta: Array, first: Array, second: Array, scale: Any, weight_decay: Any, rate: Any) -> None:
+        for i in range(theta.size):
+            g = read(first[i])
+            if adds:
+                g = g + read(second[i])
+            g = g * scale
+            if decay:
+                g = g + theta[i] * weight_decay
+            theta[i] = theta[i] - g * rate
+
+    scalar = numba.from_dtype(dtype)
+    given = _given(numba.uint16 if halves else scalar)
+    return _compile(kernel, (numba.types.Array(scalar, 1, "C"), given, given, scalar, scalar, scalar))
+
+
+def _given(scalar: Any) -> Any:
+    """Return the type of workers' memory and of messages; whatever may be written and is aligned is taken for it too,
+    and not compiled anew."""
+    import numba  # an extra, and slow to import
+
+    return numba.types.Array(scalar, 1, "C", readonly=True, aligned=False)
+
+
+@lru_cache
 def _momentum_kernels(nesterov: bool, decay: bool, dtype: np.dtype[Any]) -> dict[int, Callable[..., None]]:
     """Compile the kernels for one term and for two, by their number."""
     return {terms: _momentum_kernel(nesterov, decay, terms == 2, dtype) for terms in (1, 2)}
@@ -161,8 +236,7 @@ def _momentum_kernel(nesterov: bool, decay: bool, adds: bool, dtype: np.dtype[An
 
     scalar = numba.from_dtype(dtype)
     own = numba.types.Array(scalar, 1, "C")
-    # Workers' memory and messages; whatever may be written and is aligned is taken for it too, and not compiled anew.
-    given = numba.types.Array(scalar, 1, "C", readonly=True, aligned=False)
+    given = _given(scalar)
     return _compile(kernel, (own, given, given, scalar, own, scalar, scalar, scalar))
 
 

@@ -98,6 +98,10 @@ class Optimizer(NamedTuple):
     layerwise: Layerwise | None = None
     #: None: the gradient is added up and scaled first, for `update`.
     update_by_terms: UpdateByTerms | None = None
+    #: It may only be used for a θ of so many elements; for fewer it would not be worth being compiled.
+    by_terms_from: int = 0
+    #: It may be given two bytes of bfloat16, as uint16, in place of every value.
+    takes_halves: bool = False
 
 
 class NoState(NamedTuple):
