@@ -107,6 +107,24 @@ def test_a_server_that_cannot_begin_ends_the_job(
     assert "the job cannot begin" in caplog.text
 
 
+def test_parameters_that_make_no_sense_end_only_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("of a kind that nobody thought of")
+
+    monkeypatch.setattr("paramserver.server.run.is_finite", refuse)
+    runs: list[Run] = []
+    welcome = Run.welcome
+
+    def remembered(run: Run, joined: Session) -> None:
+        runs.append(run)
+        welcome(run, joined)
+
+    monkeypatch.setattr(Run, "welcome", remembered)
+    with pytest.raises(ValueError, match="nobody thought of"):
+        Training()
+    assert runs[0].engine.phase == "initialise"
+
+
 def test_a_failure_between_two_updates_ends_the_job_too(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training()
 

@@ -81,8 +81,13 @@ def test_an_update_by_halves(
 
 @pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.9}, {"clip_norm": 10.0}], ids=str)
 @pytest.mark.parametrize("push", ["bf16", "fp16"])
-def test_a_training_by_halves(optimizer: dict[str, Any], push: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make_job(optimizer=optimizer, wire={"push": push})
+# Of nine, eight are added up before the last.
+@pytest.mark.parametrize("shards", [3, 9])
+def test_a_training_by_halves(
+    optimizer: dict[str, Any], push: str, shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "LARGE", 1)
+    job = make_job(optimizer=optimizer, wire={"push": push}, data={"shards": shards})
     seen: list[np.dtype[Any]] = []
     hold = RoundSum.hold
 
@@ -103,7 +108,8 @@ def test_a_training_by_halves(optimizer: dict[str, Any], push: str, monkeypatch:
 
 
 def test_whose_norm_is_looked_at_is_widened_first() -> None:
-    plain, careful = (Training(make_job(train=train)).finish(at_once) for train in ({}, {"refuse_norm": 1e6}))
+    # The halves taken for numbers would be tens of thousands.
+    plain, careful = (Training(make_job(train=train)).finish(at_once) for train in ({}, {"refuse_norm": 100.0}))
     assert (careful.run.engine.phase, careful.rejected) == ("done", {})
     for name, array in plain.theta.items():
         np.testing.assert_array_equal(careful.theta[name], array)

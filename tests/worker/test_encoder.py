@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from paramserver.wire.errors import TaskError, TensorError
 from paramserver.wire.job import Job
 from paramserver.wire.layout import Layout
 from paramserver.worker.encoder import Encoder, Piece
+from paramserver.worker.partitions import send_pieces
 
 Array = np.ndarray[Any, Any]
 
@@ -79,6 +81,28 @@ def test_pieces_made_when_they_are_asked_for_are_the_same(wire: dict[str, Any]) 
         for (start, piece), (offset, same) in zip(coming, expected, strict=True):
             assert start == offset
             np.testing.assert_array_equal(piece, same)
+
+
+@pytest.mark.parametrize("wire", [{"push": "bf16"}, {"push": "sign", "exact_every": 3}], ids=str)
+def test_the_last_piece_is_sent_as_the_last(wire: dict[str, Any]) -> None:
+    sent: list[list[bytes]] = []
+
+    class Line:
+        async def send_all(self, messages: list[bytes]) -> None:
+            sent.append(list(messages))
+
+    told: list[tuple[int, bool]] = []
+
+    def framed(start: int, piece: Array, is_last: bool) -> bytes:
+        told.append((start, is_last))
+        return piece.tobytes()
+
+    [pieces] = Encoder(job(**wire), LAYOUT, CHUNK).pieces(gradients(1)[0], 0, 0)
+    line: Any = Line()
+    asyncio.run(send_pieces(line, pieces, framed))
+    assert told == [(0, False), (CHUNK, True)]
+    # What lies in one place is sent before the next one is made.
+    assert [len(messages) for messages in sent] == ([2] if isinstance(pieces, list) else [1, 1])
 
 
 def test_pieces_of_one_server_without_memory_lie_in_one_place() -> None:
