@@ -231,13 +231,18 @@ def test_whoever_takes_a_server_for_another_is_told(cluster: Cluster) -> None:
     assert (status, "--peers: 0 addresses" in said) == (2, True)
 
 
-def test_a_worker_that_died_between_two_pushes_has_not_contributed(cluster: Cluster) -> None:
-    """By hand: one server has a contribution and the other has not, then another worker brings it to both."""
+def begun_by_hand(cluster: Cluster, name: str) -> tuple[Servers, ByHand, pb.Work]:
+    """Return two servers, a worker that has brought both the first θ, (1, 2, 3, 4), and its first gradient's work."""
     servers = Servers(cluster, 2)
     tables = partitioned(job(data__shards=1, data__batch_size=0, train__steps=2, train__dtype="float64"), 2)
-    dying = ByHand(servers, "dying")
+    worker = ByHand(servers, name)
     servers.coordinator.submit(tables)
-    work = dying.begin(np.array([1.0, 2.0, 3.0, 4.0]))
+    return servers, worker, worker.begin(np.array([1.0, 2.0, 3.0, 4.0]))
+
+
+def test_a_worker_that_died_between_two_pushes_has_not_contributed(cluster: Cluster) -> None:
+    """By hand: one server has a contribution and the other has not, then another worker brings it to both."""
+    servers, dying, work = begun_by_hand(cluster, "dying")
     dying.push(1, work, np.array([30.0, 40.0]))
     servers.coordinator.when(lambda s: s.partitions[1].bytes_received > 0)
     dying.close()
@@ -260,11 +265,7 @@ def test_a_worker_that_died_between_two_pushes_has_not_contributed(cluster: Clus
 
 
 def test_a_push_may_ask_for_the_next_version_and_nothing_else_happens_if_there_is_none(cluster: Cluster) -> None:
-    servers = Servers(cluster, 2)
-    tables = partitioned(job(data__shards=1, data__batch_size=0, train__steps=2, train__dtype="float64"), 2)
-    worker = ByHand(servers, "w")
-    servers.coordinator.submit(tables)
-    work = worker.begin(np.array([1.0, 2.0, 3.0, 4.0]))
+    _, worker, work = begun_by_hand(cluster, "w")
     assert work.in_step
     assert worker.fetch(work, number=1).tolist() == [3.0, 4.0]
     (a,) = work.assignments
