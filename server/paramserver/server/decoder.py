@@ -22,8 +22,8 @@ class Decoder:
         self._layout = layout
         self._chunk = chunk
         self._codec = push_codec(job.wire)
-        #: Values may stay as they came.
-        self.halves = halves(job.wire.push)
+        #: The same, if values may stay as they came.
+        self._halves = halves(job.wire.push)
         self._low_rank = PowerSGD(layout, job.wire.rank) if job.wire.push == "powersgd" else None
         place = covering(layout, self._codec) if self._low_rank is None else self._low_rank.needed()
         #: Elements that travel of a push that is not exact.
@@ -61,12 +61,8 @@ class Decoder:
                 # Only of the gradient itself can it be said which tensor is meant.
                 raise TensorError("a factor is not finite")
             return values, finite
-        count = min(self._chunk, size - offset)
-        if as_halves and self.halves is not None and payload.nbytes == 2 * count > 0:
-            values, finite = self.halves.look(payload)
-            if finite:
-                return values, True
-        return decode_chunk(self._codec, payload, count)
+        as_they_came = self._halves if as_halves else None
+        return decode_chunk(self._codec, payload, min(self._chunk, size - offset), as_they_came)
 
     def whole(self, chunks: list[Array], step: int) -> list[Array]:
         """Return the chunks of the contribution that all chunks which arrived stand for.

@@ -395,7 +395,7 @@ class Run:
             finite = is_finite(values)
         else:
             size = decoder.size(step)
-            values, finite = decoder.read(payload, offset, step, store.adds_halves and not self._refuse_norm)
+            values, finite = decoder.read(payload, offset, step, store.adds_halves)
         count = values.size
         if offset != incoming.next_offset or count != min(chunk, size - offset):
             raise TensorError(

@@ -171,6 +171,7 @@ class Store:
         # With several servers, it is only known which contributions count when the others have them too.
         apart = by_timing or train.is_robust or train.local_update == "elastic" or job.server.partitions > 1
         self.incoming: Reduction = Separate() if apart else RoundSum(job.data.shards, size, self.block, dtype)
+        self._looks_at_norms = train.refuse_norm > 0
         compensates = train.delay_compensation > 0 and not in_rounds
         self._compensation = DelayCompensation(size, dtype, train.delay_compensation) if compensates else None
 
@@ -186,8 +187,8 @@ class Store:
 
     @property
     def adds_halves(self) -> bool:
-        """Whether contributions may be held as halves: where nobody looks at them before they are added up."""
-        return isinstance(self.incoming, RoundSum)
+        """Whether contributions may be held as halves: where nobody looks at their values before they are added up."""
+        return isinstance(self.incoming, RoundSum) and not self._looks_at_norms
 
     def granted(self, shard: int) -> None:
         """Take note that the shard's next contribution will be computed at θ as it is now."""

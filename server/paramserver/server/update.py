@@ -123,9 +123,7 @@ class Update:
                 summed = gradient[: block.size]
                 terms = blocks[index]
                 if by_terms is not None:
-                    if not optimizer.takes_halves or len(terms) > 2 or terms[0].dtype != terms[-1].dtype:
-                        terms = _at_most_two(terms, summed)
-                    by_terms(block, terms, scale, state, info)
+                    by_terms(block, _at_most_two(terms, summed, optimizer.takes_halves), scale, state, info)
                     continue
                 _add_up(terms, scale, summed)
                 if correct is not None:
@@ -222,22 +220,24 @@ def mean_scale(job: Job, contributions: Sequence[Contribution]) -> float:
 
 def _add_up(terms: Terms, scale: float, out: Array) -> None:
     """Write `scale` times the sum of the terms, from first to last, to `out`."""
-    terms = _at_most_two(terms, out)
-    if len(terms) == 1:
+    if len(terms) == 1 and terms[0].dtype == out.dtype:
         np.multiply(terms[0], scale, out=out)
         return
-    np.add(terms[0], terms[1], out=out)
+    sum_up(terms, out)
     if scale != 1.0:
         np.multiply(out, scale, out=out)
 
 
-def _at_most_two(terms: Terms, out: Array) -> Terms:
-    """Return two terms at most that have the same sum, what is left of all the others being added up in `out`."""
-    if terms[-1].dtype != out.dtype:
-        # Halves, of which only that can be done.
+def _at_most_two(terms: Terms, out: Array, with_halves: bool) -> Terms:
+    """Return two terms at most that have the same sum, what is left of all the others being added up in `out`.
+
+    They are of the dtype of `out`, or `with_halves` all halves.
+    """
+    is_wide = terms[-1].dtype == out.dtype
+    if len(terms) < 3 and (is_wide or (with_halves and terms[0].dtype == terms[-1].dtype)):
+        return terms
+    if not is_wide:
         sum_up(terms, out)
         return [out]
-    if len(terms) < 3:
-        return terms
     sum_up(terms[:-1], out)
     return [out, terms[-1]]

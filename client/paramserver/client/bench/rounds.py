@@ -71,14 +71,15 @@ def measure_rounds(
     # Half of the floor before and half after, so that a machine that gets busier shows in both.
     half = max(5, rounds // 2)
     before = time_floor(size, workers, half)
-    unpaced = [] if shares else floor.over_sockets(size, workers, half, unpaced=True).rounds_s[1:]
+    unpaced = [] if shares else _unpaced_s(size, workers, half)
     ran = run_rounds(size, workers, rounds, transport, wire, servers)
-    unpaced += [] if shares else floor.over_sockets(size, workers, half, unpaced=True).rounds_s[1:]
+    unpaced += [] if shares else _unpaced_s(size, workers, half)
     after = time_floor(size, workers, half)
     gigabytes = 2 * workers * size * 4 / 1e9
     counted = counted_s(ran)
     floor_s = statistics.median(before.rounds_s[1:] + after.rounds_s[1:])
     median = statistics.median(counted)
+    unpaced_s = statistics.median(unpaced) if unpaced else None
     deciles = statistics.quantiles(counted, n=10)
     return Measured(
         size=size,
@@ -92,14 +93,18 @@ def measure_rounds(
         p90_ms=1e3 * deciles[-1],
         floor_ms=1e3 * floor_s,
         ratio=median / floor_s,
-        unpaced_floor_ms=1e3 * statistics.median(unpaced) if unpaced else None,
-        unpaced_ratio=median / statistics.median(unpaced) if unpaced else None,
+        unpaced_floor_ms=None if unpaced_s is None else 1e3 * unpaced_s,
+        unpaced_ratio=None if unpaced_s is None else median / unpaced_s,
         cpu_s_per_gb=ran.cpu_s / rounds / gigabytes,
         floor_cpu_s_per_gb=(before.cpu_s + after.cpu_s) / (2 * half) / gigabytes,
         bytes_pushed=ran.moved_bytes[0] / rounds,
         bytes_pulled=ran.moved_bytes[1] / rounds,
         peak_rss_mb=ran.peak_rss_mb,
     )
+
+
+def _unpaced_s(size: int, workers: int, rounds: int) -> list[float]:
+    return floor.over_sockets(size, workers, rounds, unpaced=True).rounds_s[1:]
 
 
 def run_rounds(

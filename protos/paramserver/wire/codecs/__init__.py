@@ -93,13 +93,19 @@ def chunk_elements(job: Job, chunk_bytes: int) -> int:
     return 2 * elements if {job.wire.push, job.wire.pull} <= {"bf16", "fp16"} else elements
 
 
-def decode_chunk(codec: Codec, payload: memoryview, count: int) -> tuple[Array, bool]:
-    """Return a chunk of `count` values that a peer sent, and whether all are finite.
+def decode_chunk(
+    codec: Codec, payload: memoryview, count: int, as_they_came: Halves | None = None
+) -> tuple[Array, bool]:
+    """Return a chunk of `count` values that a peer sent, and whether all are finite; then `as_they_came`, if so asked.
 
     Raises:
         TensorError: if the payload does not hold so many.
     """
     if count < 1 or payload.nbytes != codec.nbytes(count):
         raise TensorError(f"a chunk of {payload.nbytes} bytes came where {count} values are expected")
+    if as_they_came is not None:
+        values, finite = as_they_came.look(payload)
+        if finite:
+            return values, True
     out = np.empty(count, np.float32)
     return out, codec.decode(payload, out)

@@ -31,6 +31,11 @@ BLOCK = 1 << 15
 INFINITY = 0x7F80
 
 
+def widened(half: Any) -> Any:
+    """Return the float32 of which two bytes are this number of 16 bits; for a compiled loop, one value at a time."""
+    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
+
+
 class Kernels(NamedTuple):
     """What is done with many values at once; bits are uint16, or uint32 for those of float32."""
 
@@ -129,6 +134,7 @@ def _compiled() -> Kernels:
     import numba  # an extra, and slow to import
 
     u = np.uint32
+    value_of = numba.njit(widened)
 
     # numba makes 64 bits of what two numbers of 32 are added up to; brought back each time, more fit into a register.
     def round_bits(bits: Array, out: Array) -> Any:
@@ -159,7 +165,7 @@ def _compiled() -> Kernels:
 
     def add(bits: Array, out: Array) -> None:
         for i in range(bits.size):
-            out[i] += u(u(bits[i]) << u(16)).view(np.float32)
+            out[i] += value_of(bits[i])
 
     def compiled(function: Callable[..., Any], *types: Any) -> Callable[..., Any]:
         kernel: Callable[..., Any] = numba.njit([types], nogil=True, error_model="numpy")(function)

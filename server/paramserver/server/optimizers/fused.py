@@ -26,6 +26,7 @@ import numpy.typing as npt
 from paramserver.server.optimizers.adam import MomentState, bias_correction, init_moments
 from paramserver.server.optimizers.optimizer import Array, NoState, Optimizer, StepInfo, filled
 from paramserver.server.optimizers.sgd import MomentumState, sgd
+from paramserver.wire.codecs.bfloat16 import widened
 
 #: Whether kernels can be compiled here; numba itself is only imported by the first that is.
 AVAILABLE = find_spec("numba") is not None
@@ -167,11 +168,6 @@ def _sgd_kernels(decay: bool, dtype: np.dtype[Any]) -> dict[tuple[int, int], Cal
 
 def _sgd_kernel(decay: bool, adds: bool, halves: bool, dtype: np.dtype[Any]) -> Callable[..., None]:
     import numba  # an extra, and slow to import
-
-    u = np.uint32
-
-    def widened(half: Any) -> Any:
-        return u(u(half) << u(16)).view(np.float32)
 
     def as_it_is(value: Any) -> Any:
         return value
