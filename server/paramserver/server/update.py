@@ -15,7 +15,7 @@ import numpy as np
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import StepInfo, fused, make_optimizer, slice_state
 from paramserver.server.optimizers.norms import clip_factor
-from paramserver.server.optimizers.optimizer import Layerwise
+from paramserver.server.optimizers.optimizer import Layerwise, drop_subnormal
 from paramserver.server.optimizers.schedule import learning_rate
 from paramserver.server.reduction import Terms, sum_up
 from paramserver.server.robust import aggregate
@@ -31,6 +31,10 @@ BLOCKS_PER_THREAD = 2
 
 #: Of so many blocks, one thread has seen whether all is finite before another one has been woken.
 CHECKED_ALONE = 8
+
+#: After so many updates, counted from the first, what they remember is rid of subnormal numbers: often enough that few
+#: are about, and too rarely to cost much.
+SWEEPS_EVERY = 16
 
 #: numpy lets go of the interpreter lock, so two threads use two memory channels; more rarely help.
 MAX_THREADS = min(4, os.cpu_count() or 1)
@@ -124,11 +128,13 @@ class Update:
                 terms = blocks[index]
                 if by_terms is not None:
                     by_terms(block, _at_most_two(terms, summed, optimizer.takes_halves), scale, state, info)
-                    continue
-                _add_up(terms, scale, summed)
-                if correct is not None:
-                    correct(place.start, summed, block)
-                optimizer.update(block, summed, state, info, block, state, scratch)
+                else:
+                    _add_up(terms, scale, summed)
+                    if correct is not None:
+                        correct(place.start, summed, block)
+                    optimizer.update(block, summed, state, info, block, state, scratch)
+                if _sweeps(info):
+                    drop_subnormal(state, summed)
 
         self.spread(update_share)
         return norm
@@ -190,6 +196,8 @@ class Update:
                 block = slice(start, min(start + self._block, end))
                 part, state = theta[block], slice_state(self.state, block.start, block.stop)
                 self._optimizer.update(part, gradient[block], state, scaled, part, state, scratch)
+                if _sweeps(info):
+                    drop_subnormal(state, gradient[block])
 
 
 def how(
@@ -211,6 +219,10 @@ def how(
     if job.optimizer.name == "ftrl":
         return StepInfo(version, rate), scale, freshness
     return StepInfo(version, rate * freshness), scale, 1.0
+
+
+def _sweeps(info: StepInfo) -> bool:
+    return info.number % SWEEPS_EVERY == 0
 
 
 def mean_scale(job: Job, contributions: Sequence[Contribution]) -> float:

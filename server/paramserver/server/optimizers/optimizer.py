@@ -118,6 +118,16 @@ def filled(size: int, dtype: npt.DTypeLike, value: float = 0.0) -> Array:
     return np.full(size, value, dtype)
 
 
+def drop_subnormal(state: State, work: Array) -> None:
+    """Set to zero in place what of a state is subnormal: too small for all its digits, and many times slower.
+
+    What decays without gradients ends there and, being rounded, never at zero. `work` is overwritten.
+    """
+    for values in state:
+        magnitudes = np.abs(values, out=work[: values.size])
+        np.copyto(values, 0, where=magnitudes < np.finfo(values.dtype).smallest_normal)
+
+
 def add_decay(theta: Array, gradient: Array, weight_decay: float, work: Array) -> None:
     """Add the gradient of `weight_decay·‖θ‖²/2` to `gradient`: decay that is coupled with it."""
     if weight_decay:
