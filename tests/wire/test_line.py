@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from paramserver.wire.awake import Awake
 from paramserver.wire.errors import ParamserverError, Unreachable
 from paramserver.wire.framing import Apart, Message, decode_worker_message, frame
 from paramserver.wire.line import GRACE_S, MAX_BYTES, Line
@@ -183,6 +184,32 @@ def test_who_closes_in_time_hears_nothing_of_an_end_that_is_gone() -> None:
                 await asyncio.sleep(0)
         server.line.close()
         assert server.line._breaking.cancelled()
+
+    asyncio.run(talk())
+
+
+@ways
+def test_who_was_sent_little_waits_awake_and_who_was_sent_much_asleep(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    # As if nothing came however long he stayed awake.
+    monkeypatch.setattr(Awake, "finds", lambda _awake, _look: bool(turns.append(1)))
+
+    async def talk() -> None:
+        worker, server = ends()
+        awake = []
+        for sent in (b"a", bytes(MAX_BYTES // 64), bytes(MAX_BYTES // 64), b"b", b"c"):
+            turns.clear()
+            assert not worker.line.wait(0.0)
+            awake.append(bool(turns))
+            server.send(sent)
+            await worker.until(len(worker.came) + 1)
+        # Nothing has come yet, little, much, much again, and little.
+        assert awake == [True, True, False, False, True]
+        await server.drained()
+        worker.line.close()
+        server.line.close()
 
     asyncio.run(talk())
 

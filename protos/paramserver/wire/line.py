@@ -16,10 +16,12 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import numpy as np
 
+from paramserver.wire.awake import Awake
 from paramserver.wire.errors import ParamserverError, ProtocolError, Unreachable
 from paramserver.wire.framing import Apart, Data, Message, Placed
 
@@ -98,6 +100,9 @@ class Line:
         self._loop.add_reader(reading, self.read)
         #: What `wait` waits with.
         self._epoll: select.epoll | None = None
+        self._awake = Awake()
+        #: So was the last message that came, or is coming.
+        self._was_large = False
 
     @property
     def is_drained(self) -> bool:
@@ -204,7 +209,9 @@ class Line:
             # Who sleeps in `poll` itself seems to be woken on the core of the sender, which then cannot go on.
             self._epoll = select.epoll()
             self._epoll.register(self._reading, select.EPOLLIN)
-        if not self._epoll.poll(seconds):
+        # While much is on its way to many, all cores have work.
+        is_awake = not self._was_large and self._awake.finds(partial(self._epoll.poll, 0))
+        if not is_awake and not self._epoll.poll(seconds):
             return False
         self.read()
         return True
@@ -250,6 +257,7 @@ class Line:
                     return
                 break
             start = begin + length
+            self._was_large = False
             self._take(arrived[begin:start].tobytes())
             if self._is_over:
                 return
@@ -259,6 +267,7 @@ class Line:
 
     def _begin(self, begun: memoryview, length: int) -> None:
         """Have the rest of a large message come to where it stays."""
+        self._was_large = True
         placed = self.place(begun, length)
         if placed is None:
             room = np.empty(length, np.uint8).data

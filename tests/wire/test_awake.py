@@ -1,0 +1,98 @@
+"""Who waits awake sleeps when nothing comes, when others want the core, and for a while if it is mostly in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from paramserver.wire import awake
+from paramserver.wire.awake import AWAKE_S, FIRST_LUCK, GAIN, MOST_LUCK, NEXT_LUCK, OTHERS_S, PAUSE_S, Awake
+
+TURN_S = OTHERS_S / 4
+
+
+class Machine:
+    """A core on which a turn for others takes as long as they want."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.turns: Iterator[float] = iter(())
+        self.looks = 0
+
+    def give_way(self) -> None:
+        self.now += next(self.turns, TURN_S)
+
+    def finds(self, one: Awake, at_look: int) -> bool:
+        """Let somebody wait for what is there at his n-th look, counted from 1."""
+        self.looks = 0
+
+        def look() -> bool:
+            self.looks += 1
+            return self.looks == at_look
+
+        return one.finds(look)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(awake.time, "monotonic", lambda: machine.now)
+    monkeypatch.setattr(awake.os, "sched_yield", machine.give_way)
+    return machine
+
+
+NEVER = -1
+
+
+def test_what_comes_soon_is_found_whenever_it_comes(machine: Machine) -> None:
+    one = Awake()
+    assert machine.finds(one, at_look=1)
+    assert machine.finds(one, at_look=100)
+    assert machine.looks == 100
+
+
+def test_after_a_while_one_sleeps(machine: Machine) -> None:
+    before = machine.now
+    assert not machine.finds(Awake(), at_look=NEVER)
+    assert AWAKE_S < machine.now - before <= AWAKE_S + 2 * TURN_S
+
+
+def test_who_held_others_up_sleeps_at_once(machine: Machine) -> None:
+    machine.turns = iter([TURN_S, 2 * OTHERS_S])
+    assert not machine.finds(Awake(), at_look=NEVER)
+    assert machine.looks == 2
+
+
+def test_without_luck_one_sleeps_for_a_while_and_has_little_then(machine: Machine) -> None:
+    one = Awake()
+    for expected in (FIRST_LUCK, NEXT_LUCK, NEXT_LUCK):
+        for _ in range(expected):
+            assert not machine.finds(one, at_look=NEVER)
+            assert machine.looks
+        assert not machine.finds(one, at_look=1)
+        assert machine.looks == 0
+        machine.now += 0.99 * PAUSE_S
+        assert not machine.finds(one, at_look=1)
+        machine.now += 0.02 * PAUSE_S
+
+
+def test_one_in_four_is_luck_enough_and_one_in_five_is_not(machine: Machine) -> None:
+    def lasts(times: int) -> int:
+        one, count = Awake(), 0
+        for round_ in range(1000):
+            machine.finds(one, at_look=1 if round_ % times == 0 else NEVER)
+            count += machine.looks > 0
+        return count
+
+    assert lasts(1 + GAIN) == 1000
+    assert lasts(2 + GAIN) < 1000
+
+
+def test_luck_of_long_ago_does_not_last(machine: Machine) -> None:
+    one = Awake()
+    for _ in range(1000):
+        assert machine.finds(one, at_look=1)
+    for _ in range(MOST_LUCK):
+        assert not machine.finds(one, at_look=NEVER)
+    assert not machine.finds(one, at_look=1)
