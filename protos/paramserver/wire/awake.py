@@ -16,7 +16,7 @@ OTHERS_S = 2e-5
 FIRST_LUCK, MOST_LUCK, GAIN = 8, 32, 3
 
 #: … Without any, one sleeps at once for so long, and has a little then.
-PAUSE_S = 1.0
+PAUSE_S = 0.02
 NEXT_LUCK = 2
 
 
