@@ -13,14 +13,17 @@ TURN_S = OTHERS_S / 4
 
 
 class Machine:
-    """A core on which a turn for others takes as long as they want."""
+    """A core on which a turn for others takes as long as they want; stands in for `time` and `os`."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.turns: Iterator[float] = iter(())
         self.looks = 0
 
-    def give_way(self) -> None:
+    def monotonic(self) -> float:
+        return self.now
+
+    def sched_yield(self) -> None:
         self.now += next(self.turns, TURN_S)
 
     def finds(self, one: Awake, at_look: int) -> bool:
@@ -29,6 +32,7 @@ class Machine:
 
         def look() -> bool:
             self.looks += 1
+            assert self.looks < 1000, "nobody stays awake for so long"
             return self.looks == at_look
 
         return one.finds(look)
@@ -37,8 +41,8 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
-    monkeypatch.setattr(awake.time, "monotonic", lambda: machine.now)
-    monkeypatch.setattr(awake.os, "sched_yield", machine.give_way)
+    monkeypatch.setattr(awake, "time", machine)
+    monkeypatch.setattr(awake, "os", machine)
     return machine
 
 

@@ -101,7 +101,7 @@ class Line:
         #: What `wait` waits with.
         self._epoll: select.epoll | None = None
         self._awake = Awake()
-        #: So was the last message that came, or is coming.
+        #: Whether the message that came last, or is on its way, is a large one.
         self._was_large = False
 
     @property

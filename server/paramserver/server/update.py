@@ -15,7 +15,7 @@ import numpy as np
 from paramserver.server.events import Contribution
 from paramserver.server.optimizers import StepInfo, fused, make_optimizer, slice_state
 from paramserver.server.optimizers.norms import clip_factor
-from paramserver.server.optimizers.optimizer import Layerwise, drop_subnormal
+from paramserver.server.optimizers.optimizer import Layerwise, State, drop_subnormal
 from paramserver.server.optimizers.schedule import learning_rate
 from paramserver.server.reduction import Terms, sum_up
 from paramserver.server.robust import aggregate
@@ -133,8 +133,7 @@ class Update:
                     if correct is not None:
                         correct(place.start, summed, block)
                     optimizer.update(block, summed, state, info, block, state, scratch)
-                if _sweeps(info):
-                    drop_subnormal(state, summed)
+                _sweep(info, state, summed)
 
         self.spread(update_share)
         return norm
@@ -196,8 +195,7 @@ class Update:
                 block = slice(start, min(start + self._block, end))
                 part, state = theta[block], slice_state(self.state, block.start, block.stop)
                 self._optimizer.update(part, gradient[block], state, scaled, part, state, scratch)
-                if _sweeps(info):
-                    drop_subnormal(state, gradient[block])
+                _sweep(info, state, gradient[block])
 
 
 def how(
@@ -221,8 +219,10 @@ def how(
     return StepInfo(version, rate * freshness), scale, 1.0
 
 
-def _sweeps(info: StepInfo) -> bool:
-    return info.number % SWEEPS_EVERY == 0
+def _sweep(info: StepInfo, state: State, work: Array) -> None:
+    """Rid the state of an updated block of subnormal numbers, if it is time; `work` is overwritten."""
+    if info.number % SWEEPS_EVERY == 0:
+        drop_subnormal(state, work)
 
 
 def mean_scale(job: Job, contributions: Sequence[Contribution]) -> float:
