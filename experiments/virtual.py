@@ -162,7 +162,7 @@ class Simulation:
         pack(arrays, layout.views(flat))
         self._store = Store(self.job, layout, [flat], self.engine.total_steps)
         if self.job.wire.push != "full":
-            self._encoder = Encoder(self.job, layout, self._store.chunk)
+            self._encoder = Encoder(self.job, layout, [self._store.chunk])
 
     def _push(self, name: str, assignment: ev.Assignment, version: int, theta: Array) -> None:
         store, shard, step = self._parameters, assignment.shard, assignment.step

@@ -87,6 +87,8 @@ CLICKS = {
     },
 }
 WIDE = {"task": {"use": "conformance.models:Wide", "options": {}}, "data": {"shards": 2}}
+#: In longer chunks beside a stream.
+LONG = {**WIDE, "data": {"shards": 4}}
 KEEPS_BACK = {"exact_every": 3}
 
 FEATURES = [
@@ -145,6 +147,8 @@ FEATURES = [
     rounds("bf16", wire={"push": "bf16", "pull": "bf16"}),
     rounds("fp16", wire={"push": "fp16", "pull": "fp16"}),
     rounds("wide-bf16", **WIDE, wire={"push": "bf16", "pull": "bf16"}),
+    rounds("long-chunks", **LONG, optimizer={"momentum": 0.9}),
+    rounds("long-chunks-int8", **LONG, wire={"push": "int8", "pull": "bf16"}),
     rounds("int8", wire={"push": "int8"}),
     rounds("topk", wire={"push": "topk", "density": 0.2, "momentum": 0.5, **KEEPS_BACK}),
     rounds("sign", wire={"push": "sign", **KEEPS_BACK}, optimizer={"learning_rate": 0.01}),

@@ -25,6 +25,7 @@ class Pipe:
     """The worker's end of a stream that leads to a run in the same loop."""
 
     address = "in process"
+    is_beside = False
 
     def __init__(self, training: Training) -> None:
         self._training = training

@@ -57,6 +57,8 @@ class WatchedSession(Session):
 class Pipe:
     """A worker's stream to one server; when that is killed, it breaks."""
 
+    is_beside = False
+
     def __init__(self, shell: Shell | Follower, address: str, shares: bool) -> None:
         self._shell = shell
         self._shares = shares

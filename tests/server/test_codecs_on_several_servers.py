@@ -56,8 +56,8 @@ def test_every_part_is_read_as_the_whole_would_be(wire: dict[str, Any], partitio
     layout = Layout(shapes, "float32")
     job = make_job(wire, server={"partitions": partitions})
     chunk = chunk_elements(job, 4 * GRID)
-    alone, several = Encoder(make_job(wire), layout, chunk), Encoder(job, layout, chunk)
-    decoders = [Decoder(job, part, chunk) for part in layout.cut(partitions)]
+    alone, several = Encoder(make_job(wire), layout, [chunk]), Encoder(job, layout, [chunk] * partitions)
+    decoders = [Decoder(job, part) for part in layout.cut(partitions)]
     rng = np.random.default_rng(0)
     for step in range(4):
         gradient = rng.normal(size=layout.size).astype(np.float32)
@@ -69,10 +69,10 @@ def test_every_part_is_read_as_the_whole_would_be(wire: dict[str, Any], partitio
         for own, decoder in zip(pieces, decoders, strict=True):
             chunks = []
             for offset, piece in own:
-                values, finite = decoder.read(memoryview(piece.tobytes()), offset, step)
+                values, finite = decoder.read(memoryview(piece.tobytes()), offset, step, chunk)
                 assert finite
                 chunks.append(values)
-            assert sum(piece.nbytes for _, piece in own) == decoder.nbytes(step)
+            assert sum(piece.nbytes for _, piece in own) == decoder.nbytes(step, chunk)
             read += decoder.whole(chunks, step)
         assert np.concatenate(read).tobytes() == expected.tobytes()
 

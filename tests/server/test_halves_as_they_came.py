@@ -136,6 +136,6 @@ def test_of_what_is_not_finite_the_values_are_told(push: str, bad: float) -> Non
     values = np.zeros(SIZE, np.float32)
     values[70] = bad
     codec.encode(values, coded, Origin(0, 0, 0, 0))
-    found, finite = Decoder(job, LAYOUT, SIZE).read(coded.data, 0, 0, as_halves=True)
+    found, finite = Decoder(job, LAYOUT).read(coded.data, 0, 0, SIZE, as_halves=True)
     assert not finite
     np.testing.assert_array_equal(found, values)

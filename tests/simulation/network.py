@@ -425,6 +425,7 @@ class Stream:
 
     #: The network of the simulation that runs.
     network: Network
+    is_beside = False
 
     def __init__(self, address: str) -> None:
         self.address = address

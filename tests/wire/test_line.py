@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -281,3 +283,52 @@ def test_who_awaits_a_large_message_is_not_woken_for_every_packet(monkeypatch: p
             end.line.close()
 
     asyncio.run(talk())
+
+
+@ways
+def test_who_takes_messages_is_told_now_and_then_that_a_large_one_is_coming(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, size = 4, 3 << 20
+    told: list[int] = []
+
+    async def talk() -> None:
+        worker, server = ends()
+        server.line.is_coming = lambda: told.append(len(server.came))
+        worker.send(b"small", b"z" * 40_000)
+        await server.until(2)
+        message = (parts * size).to_bytes(4, "little") + bytes(parts * size)
+        for part in range(parts):
+            left = memoryview(message)[part * size :][: size if part < parts - 1 else size + 4]
+            # What is below the mark of the kernel nobody is woken for.
+            while left:
+                with contextlib.suppress(BlockingIOError):
+                    left = left[os.write(worker.line._writing, left) :]
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+        await server.until(3)
+        assert len(server.came[2]) == parts * size
+        for end in (worker, server):
+            end.line.close()
+
+    monkeypatch.setattr("paramserver.wire.line._TOLD_S", 0.02)
+    asyncio.run(talk())
+    assert set(told) == {2}
+    assert parts - 1 <= len(told)
+
+
+def test_who_takes_messages_is_told_no_more_often_than_need_be() -> None:
+    told: list[float] = []
+
+    async def talk() -> None:
+        worker, server = by_tcp()
+        server.line.is_coming = lambda: told.append(1.0)
+        worker.send(*[bytes(15 << 20)] * 8)
+        await server.until(8)
+        await worker.drained()
+        for end in (worker, server):
+            end.line.close()
+
+    before = time.monotonic()
+    asyncio.run(talk())
+    assert 1 <= len(told) <= 1 + (time.monotonic() - before) / 0.1

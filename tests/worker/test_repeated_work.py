@@ -29,6 +29,7 @@ class Script:
     """A stream whose server says what is on a list; keeps what the worker says."""
 
     address = "script"
+    is_beside = False
 
     def __init__(self, messages: list[pb.ServerMessage]) -> None:
         self._messages = messages

@@ -29,6 +29,7 @@ class Script:
     """A stream whose server says what is on a list; keeps the proofs that the worker sends."""
 
     address = "there:50051"
+    is_beside = False
     last_sent = 0.0
 
     def __init__(self, *messages: pb.ServerMessage) -> None:

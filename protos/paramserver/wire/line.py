@@ -13,6 +13,7 @@ import select
 import socket
 import stat
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,10 @@ _LARGE = 1 << 15
 _TURN = 1 << 22
 
 #: Of a large message so much is waited for before more of it is read: who is woken for every packet does little else.
-_WORTH_READING = 1 << 20
+_WORTH_READING = 1 << 21
+
+#: As often, at most, one is told that a large message is on its way.
+_TOLD_S = 0.1
 
 #: Messages that are written at once; a system call takes up to 1024 buffers.
 _BATCH = 64
@@ -89,6 +93,10 @@ class Line:
         self._large: tuple[Data, memoryview] | None = None
         #: Says where a large message goes, given its beginning and its size; None: wherever there is room.
         self.place: Callable[[memoryview, int], Placed | None] = lambda _begun, _size: None
+        #: Called now and then while a large message comes, …
+        self.is_coming: Callable[[], None] = lambda: None
+        #: … and when it was, on the monotonic clock.
+        self._told = 0.0
         #: Unless it is a pipe, tells the kernel from how many bytes on to wake this process; and how many those are.
         is_socket = stat.S_ISSOCK(os.fstat(reading).st_mode)
         self._socket = socket.socket(fileno=reading) if is_socket else None
@@ -237,9 +245,17 @@ class Line:
             elif self._count == len(room):
                 message, self._large, self._count = self._large[0], None, 0
                 self._take(message)
+            else:
+                self._tell()
             if count < wanted:
                 # That was all; should it not have been, the loop says so.
                 return
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._told > _TOLD_S:
+            self._told = now
+            self.is_coming()
 
     def _cut(self) -> None:
         """Take the messages that are whole, and remember the beginning of the last."""

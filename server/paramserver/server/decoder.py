@@ -12,15 +12,14 @@ from paramserver.wire.layout import Array, Layout, is_finite, read_values
 
 
 class Decoder:
-    """Reads chunks of `chunk` elements; what a push of a step must look like follows from the job alone.
+    """Reads chunk by chunk; what a push of a step must look like follows from the job alone.
 
     To a part of θ more may travel than it holds, see `covering`.
     """
 
-    def __init__(self, job: Job, layout: Layout, chunk: int) -> None:
+    def __init__(self, job: Job, layout: Layout) -> None:
         self._wire = job.wire
         self._layout = layout
-        self._chunk = chunk
         self._codec = push_codec(job.wire)
         #: The same, if values may stay as they came.
         self._halves = halves(job.wire.push)
@@ -39,16 +38,19 @@ class Decoder:
         """Return where in the whole vector the first of them is."""
         return self._layout.start if self._in_full(step) else self._layout.start - self._before
 
-    def nbytes(self, step: int) -> int:
-        """Return the number of bytes that travel."""
+    def nbytes(self, step: int, chunk: int) -> int:
+        """Return the number of bytes that travel, in chunks of so many elements."""
         size = self.size(step)
         if self._codec is None or self._in_full(step):
             return size * self._layout.dtype.itemsize
-        whole, rest = divmod(size, self._chunk)
-        return whole * self._codec.nbytes(self._chunk) + self._codec.nbytes(rest)
+        whole, rest = divmod(size, chunk)
+        return whole * self._codec.nbytes(chunk) + self._codec.nbytes(rest)
 
-    def read(self, payload: memoryview, offset: int, step: int, as_halves: bool = False) -> tuple[Array, bool]:
-        """Return the chunk at an offset, and whether all its values are finite; `as_halves` if so, and they are any.
+    def read(
+        self, payload: memoryview, offset: int, step: int, chunk: int, as_halves: bool = False
+    ) -> tuple[Array, bool]:
+        """Return the chunk at an offset, of `chunk` elements or what is left, and whether all its values are finite;
+        `as_halves` if so, and they are any.
 
         Raises:
             TensorError: if there is no such chunk, or its bytes mean nothing.
@@ -62,10 +64,10 @@ class Decoder:
                 raise TensorError("a factor is not finite")
             return values, finite
         as_they_came = self._halves if as_halves else None
-        return decode_chunk(self._codec, payload, min(self._chunk, size - offset), as_they_came)
+        return decode_chunk(self._codec, payload, min(chunk, size - offset), as_they_came)
 
     def whole(self, chunks: list[Array], step: int) -> list[Array]:
-        """Return the chunks of the contribution that all chunks which arrived stand for.
+        """Return the contribution that all chunks which arrived stand for, in one or more pieces.
 
         Raises:
             TensorError: if a value is not finite.
@@ -75,15 +77,12 @@ class Decoder:
         if self._low_rank is None:
             if self._size == self._layout.size:
                 return chunks
-            return self._cut(np.concatenate(chunks)[self._before : self._before + self._layout.size])
+            return [np.concatenate(chunks)[self._before : self._before + self._layout.size]]
         flat = np.empty(self._layout.size, np.float32)
         self._low_rank.decode(np.concatenate(chunks), flat)
         if not is_finite(flat):
             raise TensorError("the product of the factors is not finite")
-        return self._cut(flat)
-
-    def _cut(self, flat: Array) -> list[Array]:
-        return [flat[start : start + self._chunk] for start in range(0, flat.size, self._chunk)]
+        return [flat]
 
     def _in_full(self, step: int) -> bool:
         return self._wire.keeps_back and self._wire.is_exact(step)

@@ -251,7 +251,7 @@ class FollowingRun(Run):
             session.sent += sum(map(len, messages))
             session.send(*messages)
         answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True, number=session.number))
-        session.send(*self.store.answer(answer, is_held))
+        session.send(*self.store.answer(answer, is_held, session.is_beside))
 
 
 class Follower:
@@ -494,6 +494,9 @@ class Follower:
             self.run.take(session, message, payload)
         else:
             give_up(session, message)
+
+    def hear(self, _session: Session) -> None:
+        """A message of a joined worker is on its way: of no interest here, the coordinator sees who is silent."""
 
     def end_streams(self) -> None:
         """Let every worker's stream end."""

@@ -274,6 +274,10 @@ class Run:
                 return
         self._act(session, message, payload)
 
+    def hear(self, session: Session) -> None:
+        """Take note that a worker in the job is there."""
+        self.feed(ev.Heard(session.name))
+
     def _act(self, session: Session, message: pb.WorkerMessage, payload: memoryview) -> None:
         match message.WhichOneof("kind"):
             case "push":
@@ -333,7 +337,7 @@ class Run:
             if self.tables is not None:
                 session.incoming.rows = session.rows.claim(push)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
-            if not (push.shared or self._is_whole(c, payload)) and self.engine.review(c) is not None:
+            if not (push.shared or self._is_whole(session, c, payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
                 # The engine repeats its answer and counts the refusal.
                 self.feed(ev.Pushed((c,)))
@@ -358,7 +362,7 @@ class Run:
                 self._take_shared(self.store, session, incoming, push.in_sight)
             elif self.store.layout.size:
                 self.store.was_answered()
-                is_whole = self._take_chunk(self.store, incoming, offset, payload)
+                is_whole = self._take_chunk(self.store, session, incoming, offset, payload)
             if is_whole and self._refuse_norm and self.store.layout.whole is self.store.layout:
                 self._check_norm(self.store, incoming)
             # Of what the engine is about to refuse rows were passed over, which is not what is wrong with it.
@@ -377,15 +381,17 @@ class Run:
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
-    def _is_whole(self, c: ev.Contribution, payload: memoryview) -> bool:
+    def _is_whole(self, session: Session, c: ev.Contribution, payload: memoryview) -> bool:
         store = self.store
         if store is None:
             return False
-        return payload.nbytes == (store.theta.nbytes if store.decoder is None else store.decoder.nbytes(c.step))
+        if store.decoder is None:
+            return payload.nbytes == store.theta.nbytes
+        return payload.nbytes == store.decoder.nbytes(c.step, store.chunk_for(session.is_beside))
 
-    def _take_chunk(self, store: Store, incoming: Incoming, offset: int, payload: memoryview) -> bool:
+    def _take_chunk(self, store: Store, session: Session, incoming: Incoming, offset: int, payload: memoryview) -> bool:
         """Take a chunk of a contribution; say whether it was the last."""
-        size, chunk = store.layout.size, store.chunk
+        size, chunk = store.layout.size, store.chunk_for(session.is_beside)
         decoder, step = store.decoder, incoming.contribution.step
         if decoder is None:
             values = read_values(payload, store.layout.dtype, offset, size)
@@ -395,7 +401,7 @@ class Run:
             finite = is_finite(values)
         else:
             size = decoder.size(step)
-            values, finite = decoder.read(payload, offset, step, store.adds_halves)
+            values, finite = decoder.read(payload, offset, step, chunk, store.adds_halves)
         count = values.size
         if offset != incoming.next_offset or count != min(chunk, size - offset):
             raise TensorError(
@@ -639,7 +645,7 @@ class Run:
         sees = session.shares_memory and self.store.shares_theta
         is_held = sees or session.held == self.store.version
         messages = [] if self.store.elastic is None else self._own_of(self.store, self.store.elastic, session, grant)
-        messages += self.store.answer(message, is_held)
+        messages += self.store.answer(message, is_held, session.is_beside)
         if not is_held:
             if session.is_full:
                 session.give_up()

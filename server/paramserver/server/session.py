@@ -134,6 +134,11 @@ class Session:
         return 0 < core == self.core
 
     @property
+    def is_beside(self) -> bool:
+        """Do messages go beside the stream?"""
+        return self._line is not None
+
+    @property
     def is_full(self) -> bool:
         """Do so many parameters wait that no more must join them?"""
         if len(self._outbox) < MAX_PARAMETERS_WAITING:
@@ -162,9 +167,12 @@ class Session:
         writing: int,
         take: Callable[[Data], None],
         fail: Callable[[ParamserverError], None],
+        is_coming: Callable[[], None],
     ) -> None:
-        """Let what is not queued yet go through these descriptors; `take` and `fail` are told what comes there."""
+        """Let what is not queued yet go through these descriptors; `take`, `fail` and `is_coming` are told what comes
+        there."""
         self._line = Line(reading, writing, take, self._after_flush, fail)
+        self._line.is_coming = is_coming
         self._last, self._outbox = self._outbox, self._line.outbox
 
     def _after_flush(self) -> None:

@@ -7,7 +7,7 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from paramserver.server import events as ev
 from paramserver.server.log import Log
@@ -293,11 +293,18 @@ class Shell:
         if message.HasField("share"):
             session.shares_memory = self.probe is not None and message.share.proof == self.probe.values.tobytes()
             return
+        self._let(session, lambda run: run.take(session, message, payload))
+
+    def hear(self, session: Session) -> None:
+        """Take note that a message of a joined worker is on its way."""
+        self._let(session, lambda run: run.hear(session))
+
+    def _let(self, session: Session, act: Callable[[Run], None]) -> None:
         if self.run is None or self.sessions.get(session.name) is not session:
             return
         engine = self.run.engine
         phase = engine.phase
-        self.run.take(session, message, payload)
+        act(self.run)
         # When every worker was silent there was no deadline left; the first that wakes up brings one.
         if engine.phase != phase or self._timer is None:
             self.arm()

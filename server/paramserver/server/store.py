@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -27,6 +26,12 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 
 #: Tensor bytes of a message: what it costs besides them is spread over many, and no peer's usual limit (4 MiB) is met.
 CHUNK_BYTES = 1 << 21
+
+#: Beside a stream, where there is no limit, a chunk is so many times as long at most, …
+LONGER = 4
+
+#: … and a round of all shards has so many at least, since one is sent while another one is looked at.
+IN_A_ROUND = 4
 
 #: Bytes that are added up and applied while they are in cache; a power of two, so that it is a whole number of blocks
 #: of the norms, and a chunk a whole number of it.
@@ -57,18 +62,21 @@ class Store:
         self.elastic = Elastic() if job.train.local_update == "elastic" else None
         #: False once an update has failed in the middle: θ is then neither the old nor the new one.
         self.is_whole = True
+        #: Elements of a chunk on a stream, and on what goes beside it.
         self.chunk = chunk_elements(job, CHUNK_BYTES)
+        times = layout.whole.size * job.data.shards // (IN_A_ROUND * self.chunk)
+        self._times = max(1, min(LONGER, times))
+        self.chunk_beside = self.chunk * self._times
         self.block = min(self.chunk, BLOCK_BYTES // layout.dtype.itemsize)
-        #: Where the last chunk of θ begins.
-        self._last_start = max(0, math.ceil(layout.size / self.chunk) - 1) * self.chunk
         self.update = Update(job, layout, self.block, total_steps)
         self.restage(job)
-        self._encoded: list[Message] | None = None
+        #: All chunks of θ but the last, and the last as it travels, by the length of chunks.
+        self._encoded: dict[int, tuple[list[Message], Array]] = {}
         #: Messages on their way to workers that hold θ itself, to be copied should it change before they are sent.
         self._lent: list[ref[Apart]] = []
         #: How θ travels to workers and contributions from them; None is as they are.
         self._pull_codec = pull_codec(job.wire)
-        self.decoder = None if job.wire.push == "full" else Decoder(job, layout, self.chunk)
+        self.decoder = None if job.wire.push == "full" else Decoder(job, layout)
         #: An update that waits for an answer, and those that it was given.
         self._asking: Asking[float | None] | None = None
         self._answers: list[Sequence[float]] = []
@@ -76,8 +84,6 @@ class Store:
         self._asked_of: dict[int, list[Array]] = {}
         #: Answers that the update of a replayed contribution was given at the time.
         self._replayed: Sequence[Sequence[float]] = ()
-        #: The last chunk of θ as it travels, beside `_encoded`.
-        self._last: Array = self.theta
         #: Bytes of θ on the wire.
         self.theta_nbytes = self.theta.nbytes
         if self._pull_codec is not None:
@@ -250,25 +256,34 @@ class Store:
 
     def was_answered(self) -> None:
         """Forget θ as it was sent: what comes now takes memory, and most workers have it by then."""
-        self._encoded = None
+        self._encoded.clear()
 
     def describe(self, shared: bool) -> pb.Layout:
         """Return the layout for a worker that does or does not share memory with this process."""
-        layout = pb.Layout(tensors=self.layout.whole.to_proto())
+        layout = pb.Layout(tensors=self.layout.whole.to_proto(), chunk_bytes=self._times * CHUNK_BYTES)
         if shared and self.shares_theta:
             layout.theta.pid, layout.theta.descriptor = os.getpid(), self._segment.descriptor
             layout.moves = self.moves
         return layout
 
-    def answer(self, message: pb.ServerMessage, is_held: bool) -> list[Message]:
-        """Return the messages that answer a pull: that with the work comes last, behind what its receiver lacks."""
+    def answer(self, message: pb.ServerMessage, is_held: bool, beside: bool) -> list[Message]:
+        """Return the messages that answer a pull, on a stream or `beside` it: that with the work comes last, behind
+        what its receiver lacks."""
         if is_held:
             return [encode(message)]
-        if self._encoded is None:
-            *chunks, self._last = self._coded()
-            self._encoded = [self._encode(number, chunk) for number, chunk in enumerate(chunks)]
-        message.work.offset = self._last_start
-        return [*self._encoded, self._lend(message, self._last)]
+        size = self.chunk_for(beside)
+        if size not in self._encoded:
+            *chunks, last = self._coded(size)
+            starts = range(0, len(chunks) * size, size)
+            headers = (pb.ServerMessage(work=pb.Work(version=self.version, offset=start)) for start in starts)
+            self._encoded[size] = [self._lend(*each) for each in zip(headers, chunks, strict=True)], last
+        messages, last = self._encoded[size]
+        message.work.offset = len(messages) * size
+        return [*messages, self._lend(message, last)]
+
+    def chunk_for(self, beside: bool) -> int:
+        """Return the elements of a chunk of θ or of a contribution, on a stream or `beside` it."""
+        return self.chunk_beside if beside else self.chunk
 
     def own_of(self, shard: int) -> list[Message]:
         """Return the messages that tell a worker where the shard is in elastic averaging."""
@@ -279,9 +294,6 @@ class Store:
         headers = (pb.ServerMessage(own=pb.Own(shard=shard, offset=start)) for start in starts)
         return [encode(header, own[start : start + self.chunk]) for start, header in zip(starts, headers, strict=True)]
 
-    def _encode(self, number: int, chunk: Array) -> Message:
-        return self._lend(pb.ServerMessage(work=pb.Work(version=self.version, offset=number * self.chunk)), chunk)
-
     def _lend(self, header: pb.ServerMessage, values: Array) -> Message:
         message = frame(header, values)
         if isinstance(message, Apart) and self._pull_codec is None:
@@ -290,19 +302,19 @@ class Store:
 
     def _take_back_lent(self) -> None:
         """Have what is not sent yet stay as it is, before θ changes."""
-        self._encoded = None
+        self._encoded.clear()
         for reference in self._lent:
             message = reference()
             if message is not None:
                 message.whole()
         self._lent.clear()
 
-    def _coded(self) -> list[Array]:
-        """Return the chunks of θ, one or more, as they travel."""
-        starts = range(0, self.theta.size, self.chunk) or range(1)
+    def _coded(self, size: int) -> list[Array]:
+        """Return the chunks of θ, one or more of so many elements, as they travel."""
+        starts = range(0, self.theta.size, size) or range(1)
         codec = self._pull_codec
         if codec is None:
-            return [self.theta[start : start + self.chunk] for start in starts]
+            return [self.theta[start : start + size] for start in starts]
         blocks = self.cut(self.theta)
         # Codecs of parameters encode every value by itself.
         coded = np.empty(codec.nbytes(self.theta.size), np.uint8)

@@ -144,7 +144,7 @@ class TrainingService:
             if not left.done():
                 left.set_exception(error)
 
-        session.move(*descriptors, take, fail)
+        session.move(*descriptors, take, fail, lambda: self._shell.hear(session))
         return left
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -47,7 +47,8 @@ class Coming:
 
 
 class Encoder:
-    """Encodes the contributions of one job in chunks of `chunk` elements, for each server what concerns its part of θ.
+    """Encodes the contributions of one job, for each server what concerns its part of θ, in chunks of `chunks` elements
+    there.
 
     What a value is read as does not depend on how many servers there are.
 
@@ -55,12 +56,12 @@ class Encoder:
     in docs/adr/0007-what-is-kept-back.md.
     """
 
-    def __init__(self, job: Job, layout: Layout, chunk: int) -> None:
+    def __init__(self, job: Job, layout: Layout, chunks: Sequence[int]) -> None:
         self._wire = job.wire
         self._seed = job.train.seed
         self._in_rounds = job.train.mode == "sync"
         self._layout = layout
-        self._chunk = chunk
+        self._chunks = chunks
         self._codec = push_codec(job.wire)
         self._low_rank = PowerSGD(layout, job.wire.rank) if job.wire.push == "powersgd" else None
         parts = layout.cut(job.server.partitions)
@@ -179,10 +180,10 @@ class Encoder:
 
     def _pieces(self, vector: Array, places: list[slice]) -> list[list[Piece]]:
         """Cut these places of a vector in chunks, which are counted from the beginning of each."""
-        size = self._chunk
+        owns = [vector[place] for place in places]
         return [
             [(start, own[start : start + size]) for start in range(0, own.size, size)]
-            for own in (vector[place] for place in places)
+            for own, size in zip(owns, self._chunks, strict=True)
         ]
 
     def _check(self, values: Array, decoded: Array, start: int, what: str) -> None:

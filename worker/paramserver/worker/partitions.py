@@ -375,9 +375,14 @@ class Partitions:
         parts = zip(self._others, pieces, counts, strict=True)
         await asyncio.gather(*(other.push(push, own, count, asks) for other, own, count in parts))
 
-    def in_chunks(self, flat: Array, chunk_bytes: int) -> list[list[tuple[int, Array]]]:
-        """Return the chunks of a vector for each of them."""
-        return [in_chunks(values, chunk_bytes) for _, _, values in self._with_parts(flat)]
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams to them."""
+        return [other.stream for other in self._others]
+
+    def in_chunks(self, flat: Array, chunk_bytes: Callable[[Stream], int]) -> list[list[tuple[int, Array]]]:
+        """Return the chunks of a vector for each of them, given how long they are on its stream."""
+        return [in_chunks(values, chunk_bytes(other.stream)) for other, _, values in self._with_parts(flat)]
 
     async def initialise(self, initial: pb.Initial, flat: Array, chunk_bytes: int) -> None:
         """Bring the rest of the initial parameters; `initial` is the coordinator's first message of them."""

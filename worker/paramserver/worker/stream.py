@@ -95,6 +95,11 @@ class Stream:
         self._call.cancel()
         await self._channel.close()
 
+    @property
+    def is_beside(self) -> bool:
+        """Do messages go beside the stream?"""
+        return self._line is not None
+
     async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
         """Send a message with the tensor bytes that belong to it; waits while the server does not keep up.
 

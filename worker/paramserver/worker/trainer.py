@@ -153,7 +153,8 @@ class Trainer:
         self._pushed: dict[int, tuple[int, int]] = {}
         #: Set when heartbeats are due at other times than before.
         self._new_pace = asyncio.Event()
-        self._chunk_bytes = 0
+        #: How vectors are cut: on a stream, and, unless it is 0, beside it.
+        self._chunk_bytes = self._bytes_beside = 0
         self._last_step_s = float("inf")
         #: Set while there is a job.
         self._working = asyncio.Event()
@@ -232,7 +233,8 @@ class Trainer:
                     )
                 self._outgoing = Outgoing(self._replica)
                 self._described, self._rows, self._rows_there = list(message.layout.tables), None, []
-                self._encoder = self._new_encoder(self._replica.layout)
+                self._bytes_beside = message.layout.chunk_bytes
+                self._encoder = self._new_encoder(stream, self._replica.layout)
             case "own":
                 self._take_own(message.own, payload)
             case "acknowledged":
@@ -445,7 +447,7 @@ class Trainer:
         message = pb.WorkerMessage()
         push = message.push
         flat = await self._contribute(stream, assignment, version, push)
-        pieces, *others = self._pieces(flat, push)
+        pieces, *others = self._pieces(stream, flat, push)
         if others and not push.in_sight:
             push.era = self._era
             await self._partitions.push(push, others, self._rows_there, asks=pull and self.work.in_step)
@@ -462,7 +464,7 @@ class Trainer:
 
         await send_pieces(stream, pieces, framed)
 
-    def _pieces(self, flat: Array, push: pb.Push) -> list[Pieces]:
+    def _pieces(self, stream: Stream, flat: Array, push: pb.Push) -> list[Pieces]:
         """Return for every server what travels to it of a contribution: nothing if it is shared."""
         if push.shared:
             return [[] for _ in range(1 + len(self._partitions))]
@@ -470,8 +472,12 @@ class Trainer:
             # A server without a part of a small θ hears of the contribution too.
             nothing = [(0, np.empty(0, np.uint8))]
             return [pieces or nothing for pieces in self._encoder.pieces(flat, push.shard, push.step)]
-        own = in_chunks(self._partitions.own(flat), self._chunk_bytes)
-        return [own, *self._partitions.in_chunks(flat, self._chunk_bytes)] if self._partitions else [own]
+        own = in_chunks(self._partitions.own(flat), self._cut_at(stream))
+        return [own, *self._partitions.in_chunks(flat, self._cut_at)] if self._partitions else [own]
+
+    def _cut_at(self, stream: Stream) -> int:
+        """Return how many bytes of a vector a chunk on this stream has."""
+        return (stream.is_beside and self._bytes_beside) or self._chunk_bytes
 
     async def _contribute(
         self, stream: Stream, assignment: pb.Assignment, version: int, push: pb.Push, row: int = 0
@@ -559,10 +565,11 @@ class Trainer:
             self._rows = DealtRows([own, *self._partitions.exchanges(tables, layout.dtype, self._chunk_bytes)])
         return self._rows
 
-    def _new_encoder(self, layout: Layout) -> Encoder | None:
+    def _new_encoder(self, stream: Stream, layout: Layout) -> Encoder | None:
         if self._job.wire.push == "full":
             return None
-        return Encoder(self._job, layout, chunk_elements(self._job, self._chunk_bytes))
+        streams = (stream, *self._partitions.streams)
+        return Encoder(self._job, layout, [chunk_elements(self._job, self._cut_at(each)) for each in streams])
 
     async def _compute_by_task(
         self, learner: Learner, theta: dict[str, Array], shard: int, step: int, out: dict[str, Array]

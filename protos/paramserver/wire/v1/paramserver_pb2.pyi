@@ -181,18 +181,20 @@ class Census(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., features: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Layout(_message.Message):
-    __slots__ = ("tensors", "theta", "moves", "tables", "in_sight")
+    __slots__ = ("tensors", "theta", "moves", "tables", "in_sight", "chunk_bytes")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     THETA_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
     IN_SIGHT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     theta: SharedMemory
     moves: bool
     tables: _containers.RepeatedCompositeFieldContainer[Table]
     in_sight: bool
-    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., theta: _Optional[_Union[SharedMemory, _Mapping]] = ..., moves: bool = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., in_sight: bool = ...) -> None: ...
+    chunk_bytes: int
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., theta: _Optional[_Union[SharedMemory, _Mapping]] = ..., moves: bool = ..., tables: _Optional[_Iterable[_Union[Table, _Mapping]]] = ..., in_sight: bool = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class Table(_message.Message):
     __slots__ = ("name", "dim", "scale")
