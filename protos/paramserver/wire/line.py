@@ -38,8 +38,9 @@ _LARGE = 1 << 15
 #: Bytes that are read and written before others have their turn.
 _TURN = 1 << 22
 
-#: Of a large message so much is waited for before more of it is read: who is woken for every packet does little else.
-_WORTH_READING = 1 << 21
+#: Of a large message so much is waited for, or a quarter if that is more, before more of it is read: who is woken for
+#: every packet does little else.
+_WORTH_READING = 1 << 20
 
 #: As often, at most, one is told that a large message is on its way.
 _TOLD_S = 0.1
@@ -204,7 +205,10 @@ class Line:
         """Take what has come, which happens by itself too."""
         self._read()
         if self._socket is not None and not self._is_over:
-            awaited = 1 if self._large is None else min(_WORTH_READING, len(self._large[1]) - self._count)
+            awaited = 1
+            if self._large is not None:
+                size = len(self._large[1])
+                awaited = min(max(_WORTH_READING, size // 4), size - self._count)
             if awaited != self._awaited:
                 self._awaited = awaited
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, awaited)
