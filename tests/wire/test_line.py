@@ -332,3 +332,23 @@ def test_who_takes_messages_is_told_no_more_often_than_need_be() -> None:
     before = time.monotonic()
     asyncio.run(talk())
     assert 1 <= len(told) <= 1 + (time.monotonic() - before) / 0.1
+
+
+@pytest.mark.parametrize(("pairs", "aside"), [(1, False), (5, True)])
+def test_one_message_goes_by_a_thread_where_many_lines_may_have_such_a_one(pairs: int, aside: bool) -> None:
+    async def talk() -> None:
+        ends = [by_tcp() for _ in range(pairs)]
+        message = os.urandom(3 << 20)
+        for worker, _ in ends:
+            worker.send(message)
+            assert worker.line._is_aside == aside
+        for worker, server in ends:
+            await server.until(1)
+            assert server.came == [message]
+            await worker.drained()
+        for end in (end for pair in ends for end in pair):
+            end.line.close()
+
+    before = Line.count
+    asyncio.run(talk())
+    assert Line.count == before

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from typing import ClassVar
 
 import numpy as np
 
@@ -49,8 +50,11 @@ _TOLD_S = 0.1
 _BATCH = 64
 
 #: Of an answer of so many bytes the sending is worth a thread: the kernel copies it, and several lines go at once. Of
-#: fewer, the threads' waiting for each other's interpreter lock costs more.
+#: fewer, the threads' waiting for each other's interpreter lock costs more, …
 _BULK = 1 << 23
+#: … unless the lines of this process, should each of them have as many as this one, together have so many.
+_BULK_OF_ALL = 24 << 20
+_BULK_AT_LEAST = 1 << 21
 
 #: How long a thread waits for room before it gives way to others, which may have some.
 _PATIENCE_MS = 5
@@ -67,6 +71,9 @@ class Line:
     `take` gets every message that comes; `drained` is called whenever all that was to be sent is sent, and `fail` when
     what comes is no message, or the other end is gone while the stream beside goes on. After that nothing more comes.
     """
+
+    #: How many are open in this process.
+    count: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -106,6 +113,7 @@ class Line:
         self._is_over = False
         self._breaking: asyncio.TimerHandle | None = None
         self.closed = False
+        Line.count += 1
         self._loop.add_reader(reading, self.read)
         #: What `wait` waits with.
         self._epoll: select.epoll | None = None
@@ -126,7 +134,7 @@ class Line:
             while self._unsent or self.outbox:
                 if not self._unsent:
                     self._unsent.extend(self.outbox.popleft())
-                if len(self._unsent) > 1 and sum(map(len, self._unsent)) >= _BULK:
+                if self._is_bulky():
                     self._is_aside = True
                     self._loop.run_in_executor(_threads, self._send_aside).add_done_callback(self._on_return)
                     return
@@ -137,6 +145,11 @@ class Line:
         except OSError:
             self._give_up()
         self._drained()
+
+    def _is_bulky(self) -> bool:
+        """Is what is to be sent next worth a thread?"""
+        size = sum(map(len, self._unsent))
+        return size >= _BULK or (size >= _BULK_AT_LEAST and size * Line.count >= _BULK_OF_ALL)
 
     def _wait_for_room(self) -> None:
         self._is_full = True
@@ -315,6 +328,7 @@ class Line:
         if self.closed:
             return
         self.closed = True
+        Line.count -= 1
         self._stop()
         if self._breaking is not None:
             self._breaking.cancel()
