@@ -419,8 +419,8 @@ MUTATIONS = (
     Mutation(
         "send chunks of an older θ",
         "server.store:Store.answer",
-        "return [*self._encoded, self._lend(message, self._last)]",
-        "self.first = getattr(self, 'first', self._encoded); return [*self.first, self._lend(message, self._last)]",
+        "return [*messages, self._lend(message, last)]",
+        "self.first = getattr(self, 'first', messages); return [*self.first, self._lend(message, last)]",
         ROUNDS,
     ),
     Mutation(
