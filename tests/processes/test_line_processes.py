@@ -125,6 +125,24 @@ def test_what_is_wrong_with_a_message_beside_the_stream_is_said_on_the_stream(
     assert said in details
 
 
+def test_who_is_in_the_middle_of_a_message_is_heard(control: Control) -> None:
+    worker = LineWorker(control, "connection")
+    assert worker.connection is not None
+    control.submit({"task": {"use": "somebody:Elses"}, "data": {"source": "nowhere"}})
+    worker.write(pb.WorkerMessage(pull=pb.PullWork(job_id=control.status().job_id)).SerializeToString())
+
+    def silent_s() -> float:
+        [raw] = control.status().workers
+        return raw.silent_s
+
+    until(lambda: silent_s() > 0.5, "the worker to be silent for a while")
+    worker.connection.sendall((1 << 23).to_bytes(4, "little") + bytes(3 << 20))
+    until(lambda: silent_s() < 0.4, "the server to hear that a message is on its way")
+    control.stub.Stop(pb.StopRequest(), timeout=10)
+    worker.close()
+    until(lambda: not control.status().workers, "the worker to be gone")
+
+
 def test_a_message_on_the_stream_ends_the_stream(worker: LineWorker) -> None:
     worker.send(heartbeat=pb.Heartbeat())
     code, details = worker.status_code()

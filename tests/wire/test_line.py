@@ -285,6 +285,34 @@ def test_who_awaits_a_large_message_is_not_woken_for_every_packet(monkeypatch: p
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize(("size", "awaited"), [(1 << 21, 1 << 20), (1 << 22, 1 << 20), (1 << 23, 1 << 21)])
+def test_of_a_large_message_a_quarter_is_awaited_and_the_rest_at_the_end(size: int, awaited: int) -> None:
+    async def talk() -> None:
+        worker, server = by_tcp()
+        assert server.line._socket is not None
+
+        def mark() -> int:
+            assert server.line._socket is not None
+            return server.line._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+        os.write(worker.line._writing, size.to_bytes(4, "little") + bytes(1 << 16))
+        async with asyncio.timeout(10):
+            while mark() == 1:
+                await asyncio.sleep(0)
+        assert mark() == awaited
+        left = memoryview(bytes(size - (1 << 16)))
+        while left:
+            with contextlib.suppress(BlockingIOError):
+                left = left[os.write(worker.line._writing, left) :]
+            await asyncio.sleep(0)
+        await server.until(1)
+        assert mark() == 1
+        for end in (worker, server):
+            end.line.close()
+
+    asyncio.run(talk())
+
+
 @ways
 def test_who_takes_messages_is_told_now_and_then_that_a_large_one_is_coming(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
@@ -294,7 +322,7 @@ def test_who_takes_messages_is_told_now_and_then_that_a_large_one_is_coming(
 
     async def talk() -> None:
         worker, server = ends()
-        server.line.is_coming = lambda: told.append(len(server.came))
+        server.line.coming = lambda: told.append(len(server.came))
         worker.send(b"small", b"z" * 40_000)
         await server.until(2)
         message = (parts * size).to_bytes(4, "little") + bytes(parts * size)
@@ -322,7 +350,7 @@ def test_who_takes_messages_is_told_no_more_often_than_need_be() -> None:
 
     async def talk() -> None:
         worker, server = by_tcp()
-        server.line.is_coming = lambda: told.append(1.0)
+        server.line.coming = lambda: told.append(1.0)
         worker.send(*[bytes(15 << 20)] * 8)
         await server.until(8)
         await worker.drained()

@@ -43,7 +43,7 @@ _TURN = 1 << 22
 #: every packet does little else.
 _WORTH_READING = 1 << 20
 
-#: As often, at most, one is told that a large message is on its way.
+#: Between two times that one is told that a large message is on its way, so much time passes at least.
 _TOLD_S = 0.1
 
 #: Messages that are written at once; a system call takes up to 1024 buffers.
@@ -102,7 +102,7 @@ class Line:
         #: Says where a large message goes, given its beginning and its size; None: wherever there is room.
         self.place: Callable[[memoryview, int], Placed | None] = lambda _begun, _size: None
         #: Called now and then while a large message comes, …
-        self.is_coming: Callable[[], None] = lambda: None
+        self.coming: Callable[[], None] = lambda: None
         #: … and when it was, on the monotonic clock.
         self._told = 0.0
         #: Unless it is a pipe, tells the kernel from how many bytes on to wake this process; and how many those are.
@@ -272,7 +272,7 @@ class Line:
         now = time.monotonic()
         if now - self._told > _TOLD_S:
             self._told = now
-            self.is_coming()
+            self.coming()
 
     def _cut(self) -> None:
         """Take the messages that are whole, and remember the beginning of the last."""

@@ -167,12 +167,12 @@ class Session:
         writing: int,
         take: Callable[[Data], None],
         fail: Callable[[ParamserverError], None],
-        is_coming: Callable[[], None],
+        coming: Callable[[], None],
     ) -> None:
-        """Let what is not queued yet go through these descriptors; `take`, `fail` and `is_coming` are told what comes
+        """Let what is not queued yet go through these descriptors; `take`, `fail` and `coming` are told what comes
         there."""
         self._line = Line(reading, writing, take, self._after_flush, fail)
-        self._line.is_coming = is_coming
+        self._line.coming = coming
         self._last, self._outbox = self._outbox, self._line.outbox
 
     def _after_flush(self) -> None:

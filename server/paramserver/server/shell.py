@@ -293,13 +293,14 @@ class Shell:
         if message.HasField("share"):
             session.shares_memory = self.probe is not None and message.share.proof == self.probe.values.tobytes()
             return
-        self._let(session, lambda run: run.take(session, message, payload))
+        self._tell(session, lambda run: run.take(session, message, payload))
 
     def hear(self, session: Session) -> None:
         """Take note that a message of a joined worker is on its way."""
-        self._let(session, lambda run: run.hear(session))
+        self._tell(session, lambda run: run.hear(session))
 
-    def _let(self, session: Session, act: Callable[[Run], None]) -> None:
+    def _tell(self, session: Session, act: Callable[[Run], None]) -> None:
+        """Let the run, if there is one, act on what a joined worker did."""
         if self.run is None or self.sessions.get(session.name) is not session:
             return
         engine = self.run.engine

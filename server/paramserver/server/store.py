@@ -27,7 +27,7 @@ from paramserver.wire.v1 import paramserver_pb2 as pb
 #: Tensor bytes of a message: what it costs besides them is spread over many, and no peer's usual limit (4 MiB) is met.
 CHUNK_BYTES = 1 << 21
 
-#: Beside a stream, where there is no limit, a chunk is so many times as long at most, …
+#: Beside a stream, where messages may be longer, a chunk is so many times as long at most, …
 LONGER = 4
 
 #: … and a round of all shards has so many at least, since one is sent while another one is looked at.
@@ -62,11 +62,9 @@ class Store:
         self.elastic = Elastic() if job.train.local_update == "elastic" else None
         #: False once an update has failed in the middle: θ is then neither the old nor the new one.
         self.is_whole = True
-        #: Elements of a chunk on a stream, and on what goes beside it.
+        #: Elements of a chunk on a stream, and how many times as many one has beside it.
         self.chunk = chunk_elements(job, CHUNK_BYTES)
-        times = layout.whole.size * job.data.shards // (IN_A_ROUND * self.chunk)
-        self._times = max(1, min(LONGER, times))
-        self.chunk_beside = self.chunk * self._times
+        self._times = max(1, min(LONGER, layout.whole.size * job.data.shards // (IN_A_ROUND * self.chunk)))
         self.block = min(self.chunk, BLOCK_BYTES // layout.dtype.itemsize)
         self.update = Update(job, layout, self.block, total_steps)
         self.restage(job)
@@ -283,7 +281,7 @@ class Store:
 
     def chunk_for(self, beside: bool) -> int:
         """Return the elements of a chunk of θ or of a contribution, on a stream or `beside` it."""
-        return self.chunk_beside if beside else self.chunk
+        return self.chunk * self._times if beside else self.chunk
 
     def own_of(self, shard: int) -> list[Message]:
         """Return the messages that tell a worker where the shard is in elastic averaging."""
