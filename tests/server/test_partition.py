@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from paramserver.server.partition import Orders, Reports
+from paramserver.server.doorway import Doorway
+from paramserver.server.partition import Orders, PartitionService, Reports
+from paramserver.wire.connection import connect
 from paramserver.wire.errors import ProtocolError
 from paramserver.wire.line import Line
 from paramserver.wire.v1 import paramserver_pb2 as pb
@@ -129,3 +131,60 @@ def test_reports_keep_their_order_when_they_go_another_way() -> None:
 
     asyncio.run(talk())
     assert said == [("call", 0), ("line", 1), ("line", 2), ("line", 3), ("line", 4)]
+
+
+class Stream:
+    """The stream of a coordinator that reads the first report and no more."""
+
+    def __init__(self) -> None:
+        self.orders: asyncio.Queue[Any] = asyncio.Queue()
+        self.reports: asyncio.Queue[pb.Report] = asyncio.Queue(1)
+
+    async def read(self) -> Any:
+        return await self.orders.get()
+
+    async def write(self, report: pb.Report) -> None:
+        await self.reports.put(report)
+
+
+class Led(Follower):
+    """Lets itself be led."""
+
+    async def follow(self, _lead: pb.Lead, *_: object) -> pb.Following:
+        return pb.Following()
+
+    def leave_lead(self, _cluster: bytes) -> None:
+        pass
+
+    def beat(self) -> None:
+        pass
+
+
+def test_a_connection_is_closed_if_the_server_does_not_wait_for_the_last_word() -> None:
+    async def talk() -> None:
+        follower: Any = Led()
+        stream: Any = Stream()
+        doorway = Doorway.open("127.0.0.1", 0)
+        stream.orders.put_nowait(pb.Order(lead=pb.Lead(protocol=1, cluster=b"c")))
+        service = PartitionService(follower, doorway)
+        following = asyncio.create_task(service.Follow(None, stream))
+        told = (await stream.reports.get()).following
+        connection = await connect("127.0.0.1", told.port, told.ticket)
+        lines = Line.count
+        # The answer to it is never read; the one before stands in its way.
+        await stream.reports.put(pb.Report())
+        stream.orders.put_nowait(pb.Order(move=pb.Move(connection=True)))
+        async with asyncio.timeout(10):
+            while Line.count == lines:
+                await asyncio.sleep(0)
+        for _ in range(2):
+            following.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert following.cancelled()
+        async with asyncio.timeout(10):
+            assert await asyncio.get_running_loop().sock_recv(connection, 1) == b"", "the other end is closed"
+        connection.close()
+        doorway.close()
+
+    asyncio.run(talk())

@@ -150,13 +150,16 @@ class PartitionService(rpc.PartitionServicer):
             self._follower.leave_lead(cluster)
             for task in tasks:
                 task.cancel()
-            # A stream must not end in the middle of a write.
-            reports.end()
-            await writer
-            if line is not None:
-                line.close()
-            if self._doorway is not None:
-                self._doorway.revoke(following.ticket)
+            try:
+                # A stream must not end in the middle of a write.
+                reports.end()
+                await writer
+            finally:
+                # Also if the server stops and does not wait for that.
+                if line is not None:
+                    line.close()
+                if self._doorway is not None:
+                    self._doorway.revoke(following.ticket)
 
     async def _go_over(self, ticket: bytes, orders: Orders, reports: Reports) -> Line | None:
         """Go on through the coordinator's own connection, if it is there."""
