@@ -20,6 +20,7 @@ import grpc
 
 from paramserver.client import Client
 from paramserver.server.coordinator import Coordinator
+from paramserver.server.doorway import Doorway
 from paramserver.server.engine import Engine
 from paramserver.server.following import Follower
 from paramserver.server.place import ALONE, Place
@@ -82,7 +83,8 @@ class Server:
         self._directory = StateDirectory(self._state)
         self.shell: Shell | Follower = make_shell(self.place, peers, self._directory)
         self._server = grpc.aio.server(options=OPTIONS)
-        add_services(self._server, self.shell)
+        self._doorway = Doorway.open("127.0.0.1", 0)
+        add_services(self._server, self.shell, self._doorway)
         self._port = self._server.add_insecure_port(self.address)
         await self._server.start()
         self._leading = asyncio.create_task(self.shell.lead()) if isinstance(self.shell, Coordinator) else None
@@ -112,6 +114,7 @@ class Server:
     async def end(self) -> None:
         self.shell.end_streams()
         await self._server.stop(None)
+        self._doorway.close()
         if self._leading is not None:
             self._leading.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -37,7 +37,7 @@ from server.inprocess import Training, at_once
 
 Theta = dict[str, Array]
 
-PLACES = list(product(("stream", "shm"), (1, 2, 3)))
+PLACES = list(product(("grpc", "stream", "shm"), (1, 2, 3)))
 RECOVERIES = ("undisturbed", "server", "worker")
 
 #: (shard, step) before which a snapshot is taken, and before which the victim dies.
