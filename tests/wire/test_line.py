@@ -362,11 +362,11 @@ def test_who_takes_messages_is_told_no_more_often_than_need_be() -> None:
     assert 1 <= len(told) <= 1 + (time.monotonic() - before) / 0.1
 
 
-@pytest.mark.parametrize(("pairs", "aside"), [(1, False), (5, True)])
-def test_one_message_goes_by_a_thread_where_many_lines_may_have_such_a_one(pairs: int, aside: bool) -> None:
+@pytest.mark.parametrize(("pairs", "size", "aside"), [(1, 3 << 20, False), (5, 3 << 20, True), (60, 1 << 18, False)])
+def test_one_message_goes_by_a_thread_where_many_lines_may_have_such_a_one(pairs: int, size: int, aside: bool) -> None:
     async def talk() -> None:
         ends = [by_tcp() for _ in range(pairs)]
-        message = os.urandom(3 << 20)
+        message = os.urandom(size)
         for worker, _ in ends:
             worker.send(message)
             assert worker.line._is_aside == aside

@@ -37,7 +37,7 @@ def gradients(count: int, layout: Layout = LAYOUT) -> list[Array]:
 def received(asked: Job, pieces: list[Piece], step: int, layout: Layout = LAYOUT, chunk: int = CHUNK) -> Array:
     """Return what a server reads out of the pieces."""
     decoder, chunks, next_offset = Decoder(asked, layout), [], 0
-    assert sum(piece.nbytes for _, piece in pieces) == decoder.nbytes(step, chunk)
+    assert sum(piece.nbytes for _, piece in pieces) == decoder.nbytes(step)
     for offset, piece in pieces:
         assert offset == next_offset
         values, finite = decoder.read(memoryview(piece.tobytes()), offset, step, chunk)
@@ -222,7 +222,7 @@ def test_what_grows_too_large_in_what_is_kept_back_is_refused(wire: dict[str, An
 def test_no_bytes_make_the_decoder_fail_otherwise_than_it_says(wire: dict[str, Any], step: int, drawn: Any) -> None:
     layout = Layout([("w", (30, 20)), ("b", (9,))], "float32")
     decoder = Decoder(job(**wire), layout)
-    length = drawn.draw(st.sampled_from([decoder.nbytes(step, CHUNK), decoder.nbytes(step, CHUNK) - 4, 0, 1, 5000]))
+    length = drawn.draw(st.sampled_from([decoder.nbytes(step), decoder.nbytes(step) - 4, 0, 1, 5000]))
     payload = np.random.default_rng(drawn.draw(st.integers(0, 99))).bytes(length)
     offset = drawn.draw(st.sampled_from([0, 1, layout.size, 2**63]))
     try:

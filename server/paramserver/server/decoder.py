@@ -38,13 +38,12 @@ class Decoder:
         """Return where in the whole vector the first of them is."""
         return self._layout.start if self._in_full(step) else self._layout.start - self._before
 
-    def nbytes(self, step: int, chunk: int) -> int:
-        """Return the number of bytes that travel, in chunks of so many elements."""
+    def nbytes(self, step: int) -> int:
+        """Return the number of bytes that travel, which chunks of whole blocks of the codec do not change."""
         size = self.size(step)
         if self._codec is None or self._in_full(step):
             return size * self._layout.dtype.itemsize
-        whole, rest = divmod(size, chunk)
-        return whole * self._codec.nbytes(chunk) + self._codec.nbytes(rest)
+        return self._codec.nbytes(size)
 
     def read(
         self, payload: memoryview, offset: int, step: int, chunk: int, as_halves: bool = False

@@ -337,7 +337,7 @@ class Run:
             if self.tables is not None:
                 session.incoming.rows = session.rows.claim(push)
             # What comes at once is reviewed when it is in; what does not may be passed over from the first chunk on.
-            if not (push.shared or self._is_whole(session, c, payload)) and self.engine.review(c) is not None:
+            if not (push.shared or self._is_whole(c, payload)) and self.engine.review(c) is not None:
                 session.discarding, session.incoming = name, None
                 # The engine repeats its answer and counts the refusal.
                 self.feed(ev.Pushed((c,)))
@@ -381,13 +381,11 @@ class Run:
         # The numbers that were reviewed: those of the first chunk.
         return incoming.contribution
 
-    def _is_whole(self, session: Session, c: ev.Contribution, payload: memoryview) -> bool:
+    def _is_whole(self, c: ev.Contribution, payload: memoryview) -> bool:
         store = self.store
         if store is None:
             return False
-        if store.decoder is None:
-            return payload.nbytes == store.theta.nbytes
-        return payload.nbytes == store.decoder.nbytes(c.step, store.chunk_for(session.is_beside))
+        return payload.nbytes == (store.theta.nbytes if store.decoder is None else store.decoder.nbytes(c.step))
 
     def _take_chunk(self, store: Store, session: Session, incoming: Incoming, offset: int, payload: memoryview) -> bool:
         """Take a chunk of a contribution; say whether it was the last."""
