@@ -81,7 +81,13 @@ class Pushing:
         tensors = Layout([("t", (self.size,))], "float32").to_proto()
         self.take(np.zeros(self.size, np.float32), initial=pb.Initial(shard=0, epoch=1, tensors=tensors))
         self.take(pull=pb.PullWork())
+        #: Where the chunks of θ begin as it was sent: what came before it has no offset.
+        self.starts = [message.work.offset for message in self.sent if message.work.offset]
         session._outbox.clear()
+
+    @property
+    def sent(self) -> list[pb.ServerMessage]:
+        return [decode_server_message(whole(data))[0] for answer in self.session._outbox for data in answer]
 
     def take(self, payload: np.ndarray | None = None, **kind: object) -> None:
         data = memoryview(b"") if payload is None else payload.data.cast("B")
@@ -93,17 +99,17 @@ class Pushing:
 
     @property
     def refusals(self) -> list[str]:
-        sent = [decode_server_message(whole(data))[0] for answer in self.session._outbox for data in answer]
-        return [message.refusal.reason for message in sent if message.HasField("refusal")]
+        return [message.refusal.reason for message in self.sent if message.HasField("refusal")]
 
 
 @pytest.mark.parametrize(("session", "times", "other"), [(Session, 1, 2), (Beside, 2, 1)], ids=["stream", "beside"])
-def test_a_push_is_taken_in_the_chunks_of_its_way_and_in_no_others(
+def test_theta_goes_and_pushes_come_in_the_chunks_of_their_way_and_in_no_others(
     session: type[Session], times: int, other: int
 ) -> None:
     worker = Pushing(session(pb.Join(protocol=1, worker="w")))
     assert worker.run.store is not None
     assert worker.run.store.chunk_for(True) == 2 * CHUNK
+    assert worker.starts == list(range(times * CHUNK, worker.size, times * CHUNK))
     worker.push(0, other * CHUNK)
     [refusal] = worker.refusals
     assert f"a chunk of {other * CHUNK} values came at offset 0; {times * CHUNK} values at offset 0" in refusal
