@@ -1,10 +1,11 @@
 """Every feature over every transport and number of servers, undisturbed and through a death: the same bits.
 
-A cell is a feature of `conformance.table` in one place: over `grpc` alone, beside a `stream` or over `shm`, with θ on 1,
-2 or 3 servers. All features are run in all nine places. How a cell is disturbed rotates with the feature and the place: not at all, by the
-death of a server or by that of a worker, after a snapshot and some more steps. So every feature lives through each
-thrice, and every place through each with a third of the features; which of the servers dies rotates too. Cells that the
-product refuses are in `REFUSED`: they pass only while they are refused, with the message that stands there.
+A cell is a feature of `conformance.table` in one place: over `grpc` alone, beside a `stream` or over `shm`, with θ on
+1, 2 or 3 servers. All features are run in all nine places. How a cell is disturbed rotates with the feature and the
+place: not at all, by the death of a server or by that of a worker, after a snapshot and some more steps. So every
+feature lives through each thrice, and every place through each with a third of the features; which of the servers dies
+rotates too. Cells that the product refuses are in `REFUSED`: they pass only while they are refused, with the message
+that stands there.
 
 What every cell must give is what one worker and one server make of the job without sockets, files or cuts: the hash of
 θ as a client pulls it, and version, clocks, samples, loss and the histogram of staleness as the status tells them.
