@@ -21,9 +21,13 @@ NEXT_LUCK = 2
 
 
 class Awake:
-    """Stays awake for what may come soon, while nobody else wants the core, and for as long as it mostly comes."""
+    """Stays awake for what may come soon, while nobody else wants the core, and for as long as it mostly comes.
 
-    def __init__(self) -> None:
+    It does for `awake_s`; a turn for others of `others_s` says that there are some.
+    """
+
+    def __init__(self, awake_s: float = AWAKE_S, others_s: float = OTHERS_S) -> None:
+        self._awake_s, self._others_s = awake_s, others_s
         self._luck = FIRST_LUCK
         #: When it is tried again, on the monotonic clock.
         self._not_before = 0.0
@@ -33,11 +37,11 @@ class Awake:
         now = time.monotonic()
         if now < self._not_before:
             return False
-        end = now + AWAKE_S
+        end = now + self._awake_s
         while not look():
             os.sched_yield()
             before, now = now, time.monotonic()
-            if now - before > OTHERS_S or now > end:
+            if now - before > self._others_s or now > end:
                 self._lose(now)
                 return False
         self._luck = min(MOST_LUCK, self._luck + GAIN)

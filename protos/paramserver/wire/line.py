@@ -26,6 +26,7 @@ import numpy as np
 from paramserver.wire.awake import Awake
 from paramserver.wire.errors import ParamserverError, ProtocolError, Unreachable
 from paramserver.wire.framing import Apart, Data, Message, Placed
+from paramserver.wire.lookout import Lookout
 
 #: No message is longer, as on the stream.
 MAX_BYTES = 16 << 20
@@ -70,6 +71,7 @@ class Line:
 
     `take` gets every message that comes; `drained` is called whenever all that was to be sent is sent, and `fail` when
     what comes is no message, or the other end is gone while the stream beside goes on. After that nothing more comes.
+    With a `lookout` small messages of other lines are waited for as well when one came here.
     """
 
     #: How many are open in this process.
@@ -82,6 +84,7 @@ class Line:
         take: Callable[[Data], None],
         drained: Callable[[], None],
         fail: Callable[[ParamserverError], None],
+        lookout: Lookout | None = None,
     ) -> None:
         self._reading, self._writing = reading, writing
         self._take, self._drained, self._fail = take, drained, fail
@@ -114,12 +117,15 @@ class Line:
         self._breaking: asyncio.TimerHandle | None = None
         self.closed = False
         Line.count += 1
-        self._loop.add_reader(reading, self.read)
+        self._lookout = lookout
+        self._loop.add_reader(reading, self.read if lookout is None else partial(lookout.listen, self))
+        if lookout is not None:
+            lookout.add(reading, self)
         #: What `wait` waits with.
         self._epoll: select.epoll | None = None
         self._awake = Awake()
         #: Whether the message that came last, or is on its way, is a large one.
-        self._was_large = False
+        self.was_large = False
 
     @property
     def is_drained(self) -> bool:
@@ -128,6 +134,8 @@ class Line:
 
     def flush(self) -> None:
         """Send what the other end takes now, and the rest when it takes more."""
+        if self._lookout is not None:
+            self._lookout.spoke()
         if self._is_full or self._is_aside or self.closed:
             return
         try:
@@ -235,7 +243,7 @@ class Line:
             self._epoll = select.epoll()
             self._epoll.register(self._reading, select.EPOLLIN)
         # While much is on its way to many, all cores have work.
-        is_awake = not self._was_large and self._awake.finds(partial(self._epoll.poll, 0))
+        is_awake = not self.was_large and self._awake.finds(partial(self._epoll.poll, 0))
         if not is_awake and not self._epoll.poll(seconds):
             return False
         self.read()
@@ -290,7 +298,7 @@ class Line:
                     return
                 break
             start = begin + length
-            self._was_large = False
+            self.was_large = False
             self._take(arrived[begin:start].tobytes())
             if self._is_over:
                 return
@@ -300,7 +308,7 @@ class Line:
 
     def _begin(self, begun: memoryview, length: int) -> None:
         """Have the rest of a large message come to where it stays."""
-        self._was_large = True
+        self.was_large = True
         placed = self.place(begun, length)
         if placed is None:
             room = np.empty(length, np.uint8).data
@@ -322,6 +330,8 @@ class Line:
     def _stop(self) -> None:
         self._is_over = True
         self._loop.remove_reader(self._reading)
+        if self._lookout is not None:
+            self._lookout.remove(self._reading)
 
     def close(self) -> None:
         """Give up the descriptors; what was not sent is not."""

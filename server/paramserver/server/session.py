@@ -14,6 +14,7 @@ from paramserver.wire.errors import ParamserverError
 from paramserver.wire.framing import Data, Message
 from paramserver.wire.layout import Array
 from paramserver.wire.line import Line
+from paramserver.wire.lookout import Lookout
 from paramserver.wire.sharing import Draft, Segment
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -168,10 +169,11 @@ class Session:
         take: Callable[[Data], None],
         fail: Callable[[ParamserverError], None],
         coming: Callable[[], None],
+        lookout: Lookout | None = None,
     ) -> None:
         """Let what is not queued yet go through these descriptors; `take`, `fail` and `coming` are told what comes
         there."""
-        self._line = Line(reading, writing, take, self._after_flush, fail)
+        self._line = Line(reading, writing, take, self._after_flush, fail, lookout)
         self._line.coming = coming
         self._last, self._outbox = self._outbox, self._line.outbox
 

@@ -16,6 +16,7 @@ from paramserver.server.shell import Shell
 from paramserver.server.store import CHUNK_BYTES
 from paramserver.wire.errors import ParamserverError, ProtocolError, status_code
 from paramserver.wire.framing import Data, decode_worker_message, encode, whole
+from paramserver.wire.lookout import Lookout
 from paramserver.wire.pipes import open_pipes
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
@@ -35,6 +36,8 @@ class TrainingService:
     def __init__(self, shell: Shell | Follower, doorway: Doorway | None = None) -> None:
         self._shell = shell
         self._doorway = doorway
+        #: One of several servers waits for the others too.
+        self._lookout = Lookout() if shell.place.partitions == 1 else None
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handler to register; messages stay bytes, see `wire.framing`."""
@@ -144,7 +147,7 @@ class TrainingService:
             if not left.done():
                 left.set_exception(error)
 
-        session.move(*descriptors, take, fail, lambda: self._shell.hear(session))
+        session.move(*descriptors, take, fail, lambda: self._shell.hear(session), self._lookout)
         return left
 
 
