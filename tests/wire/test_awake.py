@@ -68,6 +68,14 @@ def test_who_held_others_up_sleeps_at_once(machine: Machine) -> None:
     assert machine.looks == 2
 
 
+def test_how_long_one_stays_awake_and_lets_others_run_can_be_said(machine: Machine) -> None:
+    before, awake_s = machine.now, AWAKE_S / 10
+    assert not machine.finds(Awake(awake_s, awake_s), at_look=NEVER)
+    assert awake_s < machine.now - before <= awake_s + 2 * TURN_S
+    machine.turns = iter([TURN_S, 2 * OTHERS_S])
+    assert machine.finds(Awake(awake_s, awake_s), at_look=3)
+
+
 def test_without_luck_one_sleeps_for_a_while_and_has_little_then(machine: Machine) -> None:
     one = Awake()
     for expected in (FIRST_LUCK, NEXT_LUCK, NEXT_LUCK):

@@ -166,13 +166,26 @@ def test_nothing_stays_open_behind_the_last_line() -> None:
     asyncio.run(main())
 
 
-def test_the_loop_has_a_line_listened_to() -> None:
+def test_the_loop_has_a_line_listened_to(others: list[Callable[[], None]]) -> None:
     async def main() -> None:
         with gathering(2) as here:
-            here.say(1, b"one")
+            others.append(lambda: here.say(1, b"one"))
+            here.say(0, b"zero")
             async with asyncio.timeout(10):
                 while not here.came:
                     await asyncio.sleep(0)
-            assert here.came == [(1, b"one")]
+            assert here.came == [(0, b"zero"), (1, b"one")]
+
+    asyncio.run(main())
+
+
+def test_after_an_answer_others_are_waited_for_anew(others: list[Callable[[], None]]) -> None:
+    async def main() -> None:
+        with gathering(2) as here:
+            here.answer(0)
+            others.append(lambda: here.say(1, b"one"))
+            here.say(0, b"zero")
+            here.lookout.listen(here.lines[0])
+            assert here.came == [(0, b"zero"), (1, b"one")]
 
     asyncio.run(main())
