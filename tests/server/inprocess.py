@@ -60,6 +60,9 @@ class Pipe:
             self._ready = [decode_server_message(whole(data)) for data in messages]
         return self._ready.pop(0)
 
+    def has_arrived(self) -> bool:
+        return bool(self._ready)
+
 
 class Training:
     """A job with workers w0, w1, …; `on_move` is called after every message that the server took."""

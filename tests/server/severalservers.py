@@ -121,6 +121,9 @@ class Pipe:
         await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
         return self._reading.done()
 
+    def has_arrived(self) -> bool:
+        return bool(self._ready)
+
     def close(self) -> None:
         if self._reading is not None:
             self._reading.cancel()

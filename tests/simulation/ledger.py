@@ -12,7 +12,7 @@ is a ledger of its own: what one server has of a contribution can be held agains
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,9 @@ class Learner:
         assert (classes, moments) == (3, None)
         self._prepared = True
 
-    def look_ahead(self, coming: Iterable[tuple[int, int]]) -> None:
+    def look_ahead(self, coming: Sequence[tuple[int, int]], is_over: Callable[[], bool] = lambda: False) -> None:
         """There is nothing to be made ahead, but what comes must be a step of a shard."""
+        is_over()
         assert all(0 <= shard < self.job.data.shards and step > 0 for shard, step in coming)
 
     def survey(self, shard: int) -> Survey:

@@ -476,6 +476,9 @@ class Stream:
         await asyncio.wait((self._reading, done), return_when=asyncio.FIRST_COMPLETED)
         return self._reading.done()
 
+    def has_arrived(self) -> bool:
+        return self._reading is not None and self._reading.done()
+
     def _note_end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)

@@ -46,6 +46,9 @@ class Script:
         await asyncio.sleep(0)
         return decode_server_message(encode(self._messages.pop(0))) if self._messages else None
 
+    def has_arrived(self) -> bool:
+        return bool(self._messages)
+
 
 def work(*names: tuple[int, int, int]) -> pb.ServerMessage:
     assignments = [pb.Assignment(shard=shard, epoch=epoch, step=step) for shard, epoch, step in names]

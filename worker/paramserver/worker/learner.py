@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class Learner:
         self._tables: dict[str, Table] = {}
         #: Batches that were made before they are asked for, by (shard, step).
         self._ahead: dict[tuple[int, int], Batch] = {}
+        self._looks_ahead = False
+        #: How long it took to make the last batch.
+        self.batch_s = 0.0
         self._shards: dict[int, Shard] = {}
         self._prepared = False
         self._classes = 0
@@ -107,18 +111,38 @@ class Learner:
         ahead = self._ahead.pop((shard, step), None)
         if ahead is not None:
             return ahead
+        if self._looks_ahead:
+            # Who makes its batch only now will push last, after which the server is at work on its core until the next
+            # work is there: it would never have a moment to look ahead, and be the last time and again. The batch that
+            # is used at once is made last, and is in cache then.
+            self._make_ahead(shard, step + 1)
+        return self._make(shard, step)
+
+    def look_ahead(self, coming: Sequence[tuple[int, int]], is_over: Callable[[], bool] = lambda: False) -> None:
+        """Make the batches of these (shard, step) ahead, one after the other until it is over, and forget others.
+
+        What is wrong with one is said when it is asked for.
+        """
+        self._looks_ahead = bool(coming)
+        self._ahead = {place: self._ahead[place] for place in coming if place in self._ahead}
+        for place in coming:
+            if place not in self._ahead:
+                if is_over():
+                    return
+                self._make_ahead(*place)
+
+    def _make_ahead(self, shard: int, step: int) -> None:
+        with suppress(ParamserverError):
+            self._ahead[shard, step] = self._make(shard, step)
+
+    def _make(self, shard: int, step: int) -> Batch:
         if shard not in self._shards:
             self._shards[shard] = Shard.open(self.job, shard, self._base)
             self._shards[shard].prepare(self._classes, self._standardizer)
-        return self._shards[shard].batch(step)
-
-    def look_ahead(self, coming: Iterable[tuple[int, int]]) -> None:
-        """Make the batches of these (shard, step) ahead, and forget others; what is wrong with one is said when it is
-        asked for."""
-        self._ahead = {}
-        for shard, step in coming:
-            with suppress(ParamserverError):
-                self._ahead[shard, step] = self.batch(shard, step)
+        started = time.perf_counter()
+        batch = self._shards[shard].batch(step)
+        self.batch_s = time.perf_counter() - started
+        return batch
 
     def gradient(
         self,

@@ -170,6 +170,13 @@ class Stream:
             done.remove_done_callback(wake)
         return bool(self._arrived or self._ending.done() or self._fault)
 
+    def has_arrived(self) -> bool:
+        """Whether there is something to receive, once others who want the core have had their turn."""
+        os.sched_yield()
+        if self._line is not None and not self._arrived:
+            self._line.read()
+        return bool(self._put_back or self._arrived)
+
     def put_back(self, received: tuple[pb.ServerMessage, memoryview] | None) -> None:
         """Have `receive` return this next."""
         self._put_back.append(received)

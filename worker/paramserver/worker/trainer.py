@@ -58,6 +58,9 @@ INLINE_S = 0.02
 #: A step that took longer than this is worth a message of its own: the server looks at it while the next is computed.
 TOGETHER_S = 0.001
 
+#: Before a batch is made that takes longer than this, a server on the same core has its turn.
+WAY_S = 5e-5
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -349,7 +352,7 @@ class Trainer:
             if replica is not None and replica.fault:
                 raise TaskError(replica.fault)
             await self._carry_out(stream, work)
-            self._look_ahead(work)
+            self._look_ahead(stream, work)
         except WorkGivenUp as given_up:
             if given_up.asks_again:
                 await stream.send(pb.WorkerMessage(pull=pb.PullWork(held=work.version)))
@@ -379,14 +382,23 @@ class Trainer:
             if is_last:
                 await stream.send(pb.WorkerMessage(pull=pb.PullWork()))
 
-    def _look_ahead(self, work: pb.Work) -> None:
+    def _look_ahead(self, stream: Stream, work: pb.Work) -> None:
         """While the server is at work, make the batches that it will most likely ask for next, if that is soon done."""
-        if self._learner is None:
+        learner, job = self._learner, self._job
+        if learner is None:
             # The job has ended meanwhile.
             return
-        is_soon_done = self._last_step_s < INLINE_S and not self._job.train.goes_local
-        coming = [(a.shard, a.step + 1) for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
-        self._learner.look_ahead(coming if is_soon_done else ())
+        done = [(a.shard, a.step) for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
+        if self._last_step_s >= INLINE_S or job.train.goes_local:
+            learner.look_ahead(())
+        elif len(done) == job.data.shards or learner.batch_s < WAY_S:
+            # Nobody but the server is waited for, or hardly any time is taken.
+            learner.look_ahead([(shard, step + 1) for shard, step in done])
+        else:
+            # Who pushes last has the server on its core and everybody waiting for it: no time for a batch. Who does not
+            # has time for two.
+            coming = [(shard, step + ahead) for ahead in (1, 2) for shard, step in done]
+            learner.look_ahead(coming, stream.has_arrived)
 
     async def _send_survey(self, stream: Stream, assignment: pb.Assignment) -> None:
         survey = await self._beside_the_loop(self._current_learner.survey, assignment.shard)
