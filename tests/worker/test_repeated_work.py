@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from paramserver.wire.framing import Message, decode_server_message, decode_worker_message, encode, frame, whole
 from paramserver.wire.job import Job
-from paramserver.wire.layout import Array
 from paramserver.wire.v1 import paramserver_pb2 as pb
-from paramserver.worker.learner import Learner
-from paramserver.worker.trainer import Gradient, Identity, Trainer
+from worker.script import followed, work
 
 JOB = Job.from_dict(
     {
@@ -25,57 +15,13 @@ JOB = Job.from_dict(
 )
 
 
-class Script:
-    """A stream whose server says what is on a list; keeps what the worker says."""
-
-    address = "script"
-    is_beside = False
-
-    def __init__(self, messages: list[pb.ServerMessage]) -> None:
-        self._messages = messages
-        self.said: list[pb.WorkerMessage] = []
-        self.last_sent = 0.0
-
-    async def send(self, message: pb.WorkerMessage, payload: Array | None = None) -> None:
-        await self.send_all([frame(message, payload)])
-
-    async def send_all(self, messages: Sequence[Message]) -> None:
-        self.said += [decode_worker_message(whole(message))[0] for message in messages]
-
-    async def receive(self) -> tuple[pb.ServerMessage, memoryview] | None:
-        await asyncio.sleep(0)
-        return decode_server_message(encode(self._messages.pop(0))) if self._messages else None
-
-    def has_arrived(self) -> bool:
-        return bool(self._messages)
-
-
-def work(*names: tuple[int, int, int]) -> pb.ServerMessage:
-    assignments = [pb.Assignment(shard=shard, epoch=epoch, step=step) for shard, epoch, step in names]
-    return pb.ServerMessage(work=pb.Work(version=0, last=True, assignments=assignments))
-
-
 def refusal(shard: int, step: int, code: pb.Refusal.Code.ValueType) -> pb.ServerMessage:
     return pb.ServerMessage(refusal=pb.Refusal(shard=shard, step=step, code=code, reason="as the script has it"))
 
 
 def pushed(*messages: pb.ServerMessage) -> list[tuple[int, int, int]]:
     """Return the names of what a worker pushes when the server says this."""
-    started = pb.JobStarted(job_id="j", job_json=JOB.to_json(), heartbeat_s=100.0)
-    layout = pb.Layout(tensors=[pb.Tensor(name="w", shape=[1])])
-    stream: Any = Script(
-        [
-            pb.ServerMessage(welcome=pb.Welcome(protocol=1, chunk_bytes=1 << 20)),
-            pb.ServerMessage(job=started),
-            pb.ServerMessage(layout=layout),
-            *messages,
-        ]
-    )
-
-    async def compute(_learner: Learner, _theta: object, _shard: int, _step: int, _out: object) -> Gradient:
-        return Gradient(1.0, {"w": np.ones(1)}, 1)
-
-    asyncio.run(Trainer(Identity("w"), Path(), compute).follow(stream))
+    stream = followed(JOB, *messages)
     together = [push for message in stream.said for push in [message.push, *message.pushes.pushes] if push.samples]
     return [(push.shard, push.epoch, push.step) for push in together]
 

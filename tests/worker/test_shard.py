@@ -247,6 +247,52 @@ def test_batches_made_ahead_are_those_that_come(tmp_path, monkeypatch):
                 ahead.batch(*place)
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """The (shard, step) of all batches that are made, in their order."""
+    names = []
+    original = Shard.batch
+
+    def batch(self, step):
+        names.append((self._order._shard, step))
+        return original(self, step)
+
+    monkeypatch.setattr(Shard, "batch", batch)
+    return names
+
+
+def test_batches_are_made_ahead_until_it_is_over(tmp_path, made):
+    np.savez(tmp_path / "train.npz", x=X, y=Y)
+    learner = Learner(job(str(tmp_path / "train.npz")))
+    answers = [False, True]
+    learner.look_ahead([(0, 1), (2, 1), (0, 2)], lambda: answers.pop(0))
+    assert made == [(0, 1)]
+    # It is kept, and nobody is asked about what is there.
+    answers = [False, False]
+    learner.look_ahead([(0, 1), (2, 1), (0, 2)], lambda: answers.pop(0))
+    assert made == [(0, 1), (2, 1), (0, 2)]
+    for place in [*made]:
+        learner.batch(*place)
+    assert len(made) == 3
+
+
+def test_who_makes_a_batch_late_makes_the_next_one_too(tmp_path, made):
+    np.savez(tmp_path / "train.npz", x=X, y=Y)
+    plain, learner = (Learner(job(str(tmp_path / "train.npz"))) for _ in range(2))
+    expected = [plain.batch(1, step).x.tobytes() for step in range(4)]
+    made.clear()
+    # Nobody looks ahead yet.
+    found = [learner.batch(1, 0)]
+    assert made == [(1, 0)]
+    learner.look_ahead([(1, 1), (1, 2)], lambda: True)
+    found += [learner.batch(1, 1), learner.batch(1, 2)]
+    assert made == [(1, 0), (1, 2), (1, 1)]
+    learner.look_ahead([])
+    found.append(learner.batch(1, 3))
+    assert made[3:] == [(1, 3)]
+    assert [batch.x.tobytes() for batch in found] == expected
+
+
 def test_what_is_wrong_with_a_batch_made_ahead_is_said_when_it_is_asked_for(tmp_path):
     learner = Learner(job(str(tmp_path / "missing.npz")))
     learner.look_ahead([(0, 1)])

@@ -124,6 +124,22 @@ def test_whoever_waits_hears_of_the_end() -> None:
     conversation(talk)
 
 
+def test_what_has_arrived_is_seen_without_a_turn_of_the_loop() -> None:
+    async def talk(stream: Stream, server: Server) -> None:
+        assert await steps(stream, 1) == [0]
+        assert not stream.has_arrived()
+        server.say(refusal(1))
+        assert stream.has_arrived()
+        assert stream.has_arrived()
+        received = await stream.receive()
+        assert not stream.has_arrived()
+        stream.put_back(received)
+        assert stream.has_arrived()
+        assert await steps(stream, 1) == [1]
+
+    conversation(talk, ahead=(refusal(0),))
+
+
 def test_whoever_waits_for_two_things_hears_which_of_them_came() -> None:
     async def talk(stream: Stream, server: Server) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -38,6 +38,11 @@ class Batch:
         return int(self.y.shape[0])
 
     @property
+    def nbytes(self) -> int:
+        """Return the bytes of the features; of csr those of the values."""
+        return int((self.x if isinstance(self.x, np.ndarray) else self.x.data).nbytes)
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """Return `y` as class numbers 0 … classes − 1: int64, shape (n,); of −1/+1 labels, −1 is class 0."""
         return np.asarray(np.maximum(self.y, 0), dtype=np.int64)

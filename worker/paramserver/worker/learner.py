@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,8 +42,8 @@ class Learner:
         #: Batches that were made before they are asked for, by (shard, step).
         self._ahead: dict[tuple[int, int], Batch] = {}
         self._looks_ahead = False
-        #: How long it took to make the last batch.
-        self.batch_s = 0.0
+        #: Of the features of the batch that was made last.
+        self.batch_nbytes = 0
         self._shards: dict[int, Shard] = {}
         self._prepared = False
         self._classes = 0
@@ -139,9 +138,8 @@ class Learner:
         if shard not in self._shards:
             self._shards[shard] = Shard.open(self.job, shard, self._base)
             self._shards[shard].prepare(self._classes, self._standardizer)
-        started = time.perf_counter()
         batch = self._shards[shard].batch(step)
-        self.batch_s = time.perf_counter() - started
+        self.batch_nbytes = batch.nbytes
         return batch
 
     def gradient(

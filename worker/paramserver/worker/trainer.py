@@ -58,8 +58,8 @@ INLINE_S = 0.02
 #: A step that took longer than this is worth a message of its own: the server looks at it while the next is computed.
 TOGETHER_S = 0.001
 
-#: Before a batch is made that takes longer than this, a server on the same core has its turn.
-WAY_S = 5e-5
+#: Before a batch of more bytes is made, which takes some 50 µs, a server on the same core has its turn.
+WAY_BYTES = 1 << 18
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -391,7 +391,7 @@ class Trainer:
         done = [(a.shard, a.step) for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
         if self._last_step_s >= INLINE_S or job.train.goes_local:
             learner.look_ahead(())
-        elif len(done) == job.data.shards or learner.batch_s < WAY_S:
+        elif len(done) == job.data.shards or learner.batch_nbytes <= WAY_BYTES:
             # Nobody but the server is waited for, or hardly any time is taken.
             learner.look_ahead([(shard, step + 1) for shard, step in done])
         else:
