@@ -247,6 +247,14 @@ def test_batches_made_ahead_are_those_that_come(tmp_path, monkeypatch):
                 ahead.batch(*place)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_bytes_of_a_batch_are_those_of_its_values_in_the_dtype_of_the_job(source, dtype):
+    shard = Shard.open(job(source, dtype), 1)
+    shard.prepare(3)
+    # Every one of the values is stored, also where a file is sparse.
+    assert shard.batch(0).nbytes == 3 * 4 * np.dtype(dtype).itemsize
+
+
 @pytest.fixture
 def made(monkeypatch):
     """The (shard, step) of all batches that are made, in their order."""
