@@ -30,12 +30,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Place], bool]]:
     return asked
 
 
-def job(folder: Path, features: int, **train: object) -> Job:
-    np.savez(folder / "data.npz", x=np.ones((40, features)), y=np.ones(40))
+def job(folder: Path, features: int, batch_size: int = 4, **train: object) -> Job:
+    # Compressed it cannot be mapped.
+    np.savez_compressed(folder / "data.npz", x=np.ones((40, features)), y=np.ones(40))
     return Job.from_dict(
         {
             "task": {"use": "linear_regression"},
-            "data": {"source": str(folder / "data.npz"), "shards": 2, "batch_size": 4},
+            "data": {"source": str(folder / "data.npz"), "shards": 2, "batch_size": batch_size},
             "train": {"dtype": "float64", **train},
         }
     )
@@ -52,6 +53,11 @@ def test_while_others_are_waited_for_large_batches_of_two_steps_are_made_until_t
 
 def test_small_batches_are_made_at_once(tmp_path, asked):
     followed(job(tmp_path, LARGE - 1), work((0, 1, 5)), work((0, 1, 6)), step_s=0.001)
+    assert asked == [([(0, 6)], False), ([(0, 7)], False)]
+
+
+def test_what_need_not_be_made_is_no_large_batch(tmp_path, asked):
+    followed(job(tmp_path, LARGE, batch_size=0), work((0, 1, 5)), work((0, 1, 6)), step_s=0.001)
     assert asked == [([(0, 6)], False), ([(0, 7)], False)]
 
 

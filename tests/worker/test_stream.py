@@ -140,6 +140,17 @@ def test_what_has_arrived_is_seen_without_a_turn_of_the_loop() -> None:
     conversation(talk, ahead=(refusal(0),))
 
 
+def test_what_comes_while_others_have_their_turn_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(stream: Stream, server: Server) -> None:
+        others = SimpleNamespace(sched_yield=lambda: server.say(refusal(1)))
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_stream, "os", others)
+            assert stream.has_arrived()
+        assert await steps(stream, 1) == [1]
+
+    conversation(talk)
+
+
 def test_whoever_waits_for_two_things_hears_which_of_them_came() -> None:
     async def talk(stream: Stream, server: Server) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

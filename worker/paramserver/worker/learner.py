@@ -42,8 +42,8 @@ class Learner:
         #: Batches that were made before they are asked for, by (shard, step).
         self._ahead: dict[tuple[int, int], Batch] = {}
         self._looks_ahead = False
-        #: Of the features of the batch that was made last.
-        self.batch_nbytes = 0
+        #: Of the features of the batch that was made last; 0 where there is nothing to make.
+        self.made_nbytes = 0
         self._shards: dict[int, Shard] = {}
         self._prepared = False
         self._classes = 0
@@ -138,8 +138,9 @@ class Learner:
         if shard not in self._shards:
             self._shards[shard] = Shard.open(self.job, shard, self._base)
             self._shards[shard].prepare(self._classes, self._standardizer)
-        batch = self._shards[shard].batch(step)
-        self.batch_nbytes = batch.nbytes
+        source = self._shards[shard]
+        batch = source.batch(step)
+        self.made_nbytes = 0 if source.is_made else batch.nbytes
         return batch
 
     def gradient(

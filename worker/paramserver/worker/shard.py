@@ -94,6 +94,11 @@ class Shard:
             if self._order.is_whole:
                 self._whole = Batch(self._x, self._y, self._classes)
 
+    @property
+    def is_made(self) -> bool:
+        """Is every batch all of the shard, and there already?"""
+        return self._whole is not None
+
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0."""
         if self._whole is not None:

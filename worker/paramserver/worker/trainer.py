@@ -391,7 +391,7 @@ class Trainer:
         done = [(a.shard, a.step) for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
         if self._last_step_s >= INLINE_S or job.train.goes_local:
             learner.look_ahead(())
-        elif len(done) == job.data.shards or learner.batch_nbytes <= WAY_BYTES:
+        elif len(done) == job.data.shards or learner.made_nbytes <= WAY_BYTES:
             # Nobody but the server is waited for, or hardly any time is taken.
             learner.look_ahead([(shard, step + 1) for shard, step in done])
         else:
