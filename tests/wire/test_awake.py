@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from paramserver.wire import awake
-from paramserver.wire.awake import AWAKE_S, FIRST_LUCK, GAIN, MOST_LUCK, NEXT_LUCK, OTHERS_S, PAUSE_S, Awake
+from paramserver.wire.awake import AWAKE_S, FIRST_LUCK, GAIN, MOST_LUCK, NEXT_LUCK, OTHERS_S, PAUSE_S, SHARED, Awake
 
 TURN_S = OTHERS_S / 4
 
@@ -87,6 +87,27 @@ def test_without_luck_one_sleeps_for_a_while_and_has_little_then(machine: Machin
         machine.now += 0.99 * PAUSE_S
         assert not machine.finds(one, at_look=1)
         machine.now += 0.02 * PAUSE_S
+
+
+def test_whoever_shares_the_core_is_out_of_luck_sooner(machine: Machine) -> None:
+    one = Awake()
+    for _ in range(-(-FIRST_LUCK // SHARED)):
+        machine.turns = iter([2 * OTHERS_S])
+        assert not machine.finds(one, at_look=NEVER)
+        assert machine.looks == 1
+    assert not machine.finds(one, at_look=1)
+    assert machine.looks == 0
+
+
+def test_the_last_luck_may_be_less_than_what_it_costs(machine: Machine) -> None:
+    one = Awake()
+    for _ in range(FIRST_LUCK - 1):
+        assert not machine.finds(one, at_look=NEVER)
+    machine.turns = iter([2 * OTHERS_S])
+    assert not machine.finds(one, at_look=NEVER)
+    assert machine.looks == 1
+    assert not machine.finds(one, at_look=1)
+    assert machine.looks == 0
 
 
 def test_one_in_four_is_luck_enough_and_one_in_five_is_not(machine: Machine) -> None:

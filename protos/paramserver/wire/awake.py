@@ -12,8 +12,11 @@ AWAKE_S = 0.001
 #: A look, and a turn for others who want the core, take two microseconds. If they took so long, there was somebody.
 OTHERS_S = 2e-5
 
-#: Luck to begin with, at most, and for what was found; what was not costs 1, so that one in four has to be found …
+#: Luck to begin with, at most, and for what was found; what was not costs 1, so that one in four has to be found, …
 FIRST_LUCK, MOST_LUCK, GAIN = 8, 32, 3
+
+#: … or so much if others had the core: whoever shares it with the one that he waits for is better off asleep. …
+SHARED = 2
 
 #: … Without any, one sleeps at once for so long, and has a little then.
 PAUSE_S = 0.02
@@ -41,13 +44,16 @@ class Awake:
         while not look():
             os.sched_yield()
             before, now = now, time.monotonic()
-            if now - before > self._others_s or now > end:
-                self._lose(now)
+            if now - before > self._others_s:
+                self._lose(SHARED, now)
+                return False
+            if now > end:
+                self._lose(1, now)
                 return False
         self._luck = min(MOST_LUCK, self._luck + GAIN)
         return True
 
-    def _lose(self, now: float) -> None:
-        self._luck -= 1
-        if not self._luck:
+    def _lose(self, luck: int, now: float) -> None:
+        self._luck -= luck
+        if self._luck <= 0:
             self._luck, self._not_before = NEXT_LUCK, now + PAUSE_S
