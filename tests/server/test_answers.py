@@ -54,10 +54,10 @@ def test_theta_as_it_was_sent_is_forgotten_and_made_again_for_who_comes_late() -
     size = (5 << 20) // 4
     store = Store(job, Layout([("t", (size,))], "float32"), [np.arange(size, dtype=np.float32)], 9)
     message = pb.ServerMessage(work=pb.Work(version=0, last=True))
-    first = store.answer(message, is_held=False, beside=False)
-    assert store.answer(message, is_held=False, beside=False)[0] is first[0], "encoded once for all workers"
+    first = store.answer(message, beside=False)
+    assert store.answer(message, beside=False)[0] is first[0], "encoded once for all workers"
     store.was_answered()
-    again = store.answer(message, is_held=False, beside=False)
+    again = store.answer(message, beside=False)
     assert again[0] is not first[0]
     assert [whole(each) for each in again] == [whole(each) for each in first]
 
@@ -67,7 +67,7 @@ def test_what_waits_for_a_worker_that_does_not_read_is_theta_as_it_was() -> None
     size = (3 << 20) // 4
     values = np.arange(size, dtype=np.float32)
     store = Store(job, Layout([("t", (size,))], "float32"), [values.copy()], 9)
-    waiting = store.answer(pb.ServerMessage(work=pb.Work(version=0, last=True)), is_held=False, beside=False)
+    waiting = store.answer(pb.ServerMessage(work=pb.Work(version=0, last=True)), beside=False)
     assert any(isinstance(message, Apart) for message in waiting), "nothing is copied before θ changes"
     for version in (1, 2):
         store.incoming.hold(0, store.cut(np.ones(size, np.float32)))

@@ -47,7 +47,7 @@ def test_theta_is_cut_for_both_ways_and_is_the_same_on_both(wire: str) -> None:
     unit = CHUNK if wire == "full" else 2 * CHUNK
     read = []
     for is_beside in (False, True, False):
-        messages = store.answer(pb.ServerMessage(work=pb.Work(version=0, last=True)), False, is_beside)
+        messages = store.answer(pb.ServerMessage(work=pb.Work(version=0, last=True)), is_beside)
         decoded = [decode_server_message(whole(message)) for message in messages]
         long = store.chunk_for(is_beside)
         assert [message.work.offset for message, _ in decoded] == list(range(0, store.theta.size, long))

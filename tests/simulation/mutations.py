@@ -238,7 +238,7 @@ MUTATIONS = (
     Mutation(
         "release the barrier by the count of contributions",
         "server.engine:Engine._close_round",
-        "if late and (not self._policy.quorum or len(self._round) < self._policy.quorum):",
+        "if not self._policy.quorum or len(self._round) < self._policy.quorum:",
         "if len(self._round) < (self._policy.quorum or len(self.shards) - 1):",
         ROUNDS,
     ),
@@ -252,8 +252,8 @@ MUTATIONS = (
     Mutation(
         "apply in the order of arrival",
         "server.engine:Engine._close_round",
-        "for s in sorted(self._round))",
-        "for s in self._round)",
+        "sorted(self._round)))",
+        "self._round))",
         ROUNDS,
     ),
     Mutation(
@@ -390,9 +390,9 @@ MUTATIONS = (
     ),
     Mutation(
         "let a shard run one step past the staleness bound",
-        "server.engine:Engine._assignments",
-        "lead = self.clocks, self._policy.lead",
-        "lead = self.clocks, self._policy.lead + 1 if self._policy.lead else self._policy.lead",
+        "server.engine:Engine._last_step",
+        "lead = self.total_steps - 1, self._policy.lead",
+        "lead = self.total_steps - 1, self._policy.lead + 1 if self._policy.lead else self._policy.lead",
         APART,
     ),
     Mutation(

@@ -96,6 +96,8 @@ def frame(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = No
 
 def encode(header: WorkerMessage | ServerMessage, payload: np.ndarray | None = None) -> bytes:
     """Return the wire form of `header` with `payload` as its field 15, in one piece."""
+    if payload is None:
+        return header.SerializeToString()
     return whole(frame(header, payload))
 
 

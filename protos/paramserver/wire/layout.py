@@ -181,12 +181,11 @@ def is_finite(values: Array) -> bool:
     """Say whether no value is NaN or infinite.
 
     A finite sum of squares proves it in one fast pass; only if that overflows is every value looked at. Of a few
-    values, looking is cheaper than keeping numpy from warning.
+    values, looking is cheaper.
     """
     if values.size <= FEW:
         # Four times as fast as `all`, which takes its way through Python.
         return 0 not in np.isfinite(values).tobytes()
-    flat = values.ravel()
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.dot(flat, flat)
+    # Unlike `dot` it does not warn of what overflows, which is no fault here.
+    squares = np.vdot(values, values)
     return math.isfinite(squares) or bool(np.isfinite(values).all())

@@ -142,6 +142,8 @@ class Line:
             while self._unsent or self.outbox:
                 if not self._unsent:
                     self._unsent.extend(self.outbox.popleft())
+                    if self._send_small():
+                        continue
                 if self._is_bulky():
                     self._is_aside = True
                     self._loop.run_in_executor(_threads, self._send_aside).add_done_callback(self._on_return)
@@ -153,6 +155,19 @@ class Line:
         except OSError:
             self._give_up()
         self._drained()
+
+    def _send_small(self) -> bool:
+        """Send an answer that has just begun, if it is one small message, as most are; False if not all is sent."""
+        message = self._unsent[0]
+        if len(self._unsent) > 1 or not isinstance(message, bytes) or len(message) > _LARGE:
+            return False
+        framed = _LENGTH.pack(len(message)) + message
+        self._sent = os.write(self._writing, framed)
+        if self._sent < len(framed):
+            return False
+        self._unsent.clear()
+        self._sent = 0
+        return True
 
     def _is_bulky(self) -> bool:
         """Is what is to be sent next worth a thread?"""
@@ -224,7 +239,31 @@ class Line:
 
     def read(self) -> None:
         """Take what has come, which happens by itself too."""
-        self._read()
+        taken = 0
+        while taken < _TURN and not self._is_over:
+            room = self._arrived if self._large is None else self._large[1]
+            wanted = len(room) - self._count
+            try:
+                count = os.readv(self._reading, [room[self._count :]])
+            except BlockingIOError:
+                break
+            except OSError:
+                count = 0
+            if not count:
+                self._break()
+                break
+            taken += count
+            self._count += count
+            if self._large is None:
+                self._cut()
+            elif self._count == len(room):
+                message, self._large, self._count = self._large[0], None, 0
+                self._take(message)
+            else:
+                self._tell()
+            if count < wanted:
+                # That was all; should it not have been, the loop says so.
+                break
         if self._socket is not None and not self._is_over:
             awaited = 1
             if self._large is not None:
@@ -248,33 +287,6 @@ class Line:
             return False
         self.read()
         return True
-
-    def _read(self) -> None:
-        taken = 0
-        while taken < _TURN and not self._is_over:
-            room = self._arrived if self._large is None else self._large[1]
-            wanted = len(room) - self._count
-            try:
-                count = os.readv(self._reading, [room[self._count :]])
-            except BlockingIOError:
-                return
-            except OSError:
-                count = 0
-            if not count:
-                self._break()
-                return
-            taken += count
-            self._count += count
-            if self._large is None:
-                self._cut()
-            elif self._count == len(room):
-                message, self._large, self._count = self._large[0], None, 0
-                self._take(message)
-            else:
-                self._tell()
-            if count < wanted:
-                # That was all; should it not have been, the loop says so.
-                return
 
     def _tell(self) -> None:
         now = time.monotonic()

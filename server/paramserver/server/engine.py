@@ -23,6 +23,8 @@ from paramserver.server.policies import make_policy, why_it_waits
 from paramserver.server.waits import Wait, explain, whom
 from paramserver.wire.job import MAX_STEPS, Job, TrainSection
 
+_ENDED = frozenset({"done", "failed", "stopped"})
+
 #: Events that by themselves give no reason to look at the leases.
 _KEEP_LEASES = (ev.Pushed, ev.Pulled, ev.Heard)
 
@@ -128,12 +130,12 @@ class Engine:
     @property
     def ended(self) -> bool:
         """Is the job over?"""
-        return self.phase in {"done", "failed", "stopped"}
+        return self.phase in _ENDED
 
     def handle(self, event: ev.Event, now: float) -> list[Effect]:
         """Take in one event at time `now` (seconds, monotonic) and return what is to be done, in order."""
         effects: list[Effect] = []
-        if self.ended:
+        if self.phase in _ENDED:
             return self._after_the_end(event)
         match event:
             case ev.Pushed():
@@ -177,7 +179,7 @@ class Engine:
                 self._end("failed", reason, effects, now)
             case ev.Tick():
                 self._tick(effects, now)
-        if not self.ended:
+        if self.phase not in _ENDED:
             if self._leases.unsettled or not isinstance(event, _KEEP_LEASES):
                 self._leases.lease_out(effects, now)
             self._answer(effects, now)
@@ -188,7 +190,7 @@ class Engine:
         if not 0 <= shard < len(self.shards):
             reason = f"shard {shard} does not exist; the job has {len(self.shards)}"
             return ev.Refuse(worker, shard, step, Code.INVALID, reason, "unknown_shard")
-        if self.ended:
+        if self.phase in _ENDED:
             return ev.Refuse(worker, shard, step, Code.FENCED, f"the job is over: {self.reason}")
         state, clock = self.shards[shard], self.clocks[shard]
         applied = clock - (shard in self._round)
@@ -398,14 +400,14 @@ class Engine:
 
     def _close_round(self, step: int, effects: list[Effect]) -> None:
         """Apply the round of `step` if nobody is missing or the quorum is reached; who is late goes on to the next."""
-        late = [s for s, clock in enumerate(self.clocks) if clock == step]
-        if late and (not self._policy.quorum or len(self._round) < self._policy.quorum):
-            return
-        for s in late:
-            self.clocks[s] += 1
-            shard = self.shards[s]
-            shard.missed, shard.loss, shard.samples = shard.missed + 1, math.nan, 0
-        in_shard_order = tuple(self._round[s] for s in sorted(self._round))
+        if step in self.clocks:
+            if not self._policy.quorum or len(self._round) < self._policy.quorum:
+                return
+            for s, shard in enumerate(self.shards):
+                if self.clocks[s] == step:
+                    self.clocks[s] += 1
+                    shard.missed, shard.loss, shard.samples = shard.missed + 1, math.nan, 0
+        in_shard_order = tuple(map(self._round.__getitem__, sorted(self._round)))
         self._round.clear()
         self._apply(in_shard_order, effects)
 
@@ -454,8 +456,12 @@ class Engine:
 
     def _progress(self, effects: list[Effect], now: float) -> None:
         """Every shard has made one more step: record it and see whether the job is over."""
-        total = sum(shard.samples for shard in self.shards)
-        before, self.loss = self.loss, sum(s.samples * s.loss for s in self.shards if s.samples) / total
+        samples, summed = 0, 0.0
+        for shard in self.shards:
+            if shard.samples:
+                samples += shard.samples
+                summed += shard.samples * shard.loss
+        before, self.loss = self.loss, summed / samples
         elapsed = now - self.train_started
         effects.append(ev.Progress(self._finished_steps, self.version, self.loss, self.samples, elapsed))
         stop = self._job.stop
@@ -559,9 +565,10 @@ class Engine:
 
     def _answer(self, effects: list[Effect], now: float) -> None:
         """Answer every parked pull that the phase and the policy let proceed, in order of joining."""
+        last = self._last_step()
         for name, worker in self.workers.items():
             if worker.parked and worker.usable:
-                assignments = self._assignments(worker)
+                assignments = self._assignments(worker, last)
                 if assignments:
                     worker.parked, worker.granted, worker.assigned = False, now, len(assignments)
                     for assignment in assignments:
@@ -573,14 +580,21 @@ class Engine:
                     worker.heartbeat_s = due_s
                     effects.append(ev.Grant(name, self.version, tuple(assignments), told))
 
-    def _assignments(self, worker: WorkerState) -> list[Assignment]:
+    def _last_step(self) -> int:
+        """Return the last step that the policy lets any shard make now."""
+        last, lead = self.total_steps - 1, self._policy.lead
+        return last if lead is None else min(last, min(self.clocks) + lead)
+
+    def _assignments(self, worker: WorkerState, last: int) -> list[Assignment]:
         if self.phase == "survey":
             return [self._assign(Kind.SURVEY, s) for s in sorted(worker.shards) if not self.shards[s].rows]
         if self.phase == "initialise":
             return [self._assign(Kind.INITIAL, 0)] if 0 in worker.shards else []
-        clocks, lead = self.clocks, self._policy.lead
-        last = self.total_steps - 1 if lead is None else min(self.total_steps - 1, min(clocks) + lead)
-        ready = sorted([(clocks[s], s) for s in worker.shards if clocks[s] <= last])
+        clocks = self.clocks
+        ready = [(clocks[s], s) for s in worker.shards if clocks[s] <= last]
+        if not ready:
+            return []
+        ready.sort()
         # Within a round every shard computes at the same θ; otherwise each step deserves a θ as fresh as can be.
         chosen = ready if self._policy.rounds else ready[:1]
         return [Assignment(Kind.GRADIENT, s, self.shards[s].epoch, clock) for clock, s in chosen]

@@ -9,12 +9,12 @@ from paramserver.server.enginestate import EngineState
 from paramserver.wire.job import TrainSection
 
 
-class Kind(enum.Enum):
+class Kind(enum.IntEnum):
     """What a worker is asked to compute for a shard."""
 
-    GRADIENT = "gradient"
-    SURVEY = "survey"
-    INITIAL = "initial"
+    GRADIENT = 1
+    SURVEY = 2
+    INITIAL = 3
 
 
 class Code(enum.Enum):

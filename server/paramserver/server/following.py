@@ -251,7 +251,10 @@ class FollowingRun(Run):
             session.sent += sum(map(len, messages))
             session.send(*messages)
         answer = pb.ServerMessage(work=pb.Work(version=self.store.version, last=True, number=session.number))
-        session.send(*self.store.answer(answer, is_held, session.is_beside))
+        if is_held:
+            session.send(encode(answer))
+        else:
+            session.send(*self.store.answer(answer, session.is_beside))
 
 
 class Follower:

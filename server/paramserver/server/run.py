@@ -628,7 +628,7 @@ class Run:
             work.heartbeat_s = grant.heartbeat_s
         if self.era:
             work.era = self.era
-        work.in_step = self._goes_in_step
+        work.in_step = self.job.server.partitions > 1 and self._goes_in_step
         for kind, shard, epoch, step in grant.assignments:
             if self.store is not None and kind is ev.Kind.GRADIENT:
                 self.store.granted(shard)
@@ -641,24 +641,23 @@ class Run:
             session.knows_layout = True
             session.send(encode(pb.ServerMessage(layout=self._describe(self.store, session.shares_memory))))
         sees = session.shares_memory and self.store.shares_theta
-        is_held = sees or session.held == self.store.version
         messages = [] if self.store.elastic is None else self._own_of(self.store, self.store.elastic, session, grant)
-        messages += self.store.answer(message, is_held, session.is_beside)
-        if not is_held:
-            if session.is_full:
-                session.give_up()
-                return
-            session.sent += self.store.theta_nbytes
+        if sees or session.held == self.store.version:
+            session.send(*messages, encode(message))
+            return
+        messages += self.store.answer(message, session.is_beside)
+        if session.is_full:
+            session.give_up()
+            return
+        session.sent += self.store.theta_nbytes
         session.send(*messages)
 
     @property
     def _goes_in_step(self) -> bool:
         """Do workers need one version after the other from other servers, which need to know no more for that?"""
         store = self.store
-        if store is None or self.job.server.partitions == 1:
-            return False
         # With tables a pull says too that rows which came before it belong to no push.
-        return not store.moves and store.elastic is None and self.tables is None
+        return store is not None and not store.moves and store.elastic is None and self.tables is None
 
     def _describe(self, store: Store, shared: bool) -> pb.Layout:
         layout = store.describe(shared)

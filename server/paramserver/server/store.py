@@ -264,11 +264,9 @@ class Store:
             layout.moves = self.moves
         return layout
 
-    def answer(self, message: pb.ServerMessage, is_held: bool, beside: bool) -> list[Message]:
-        """Return the messages that answer a pull, on a stream or `beside` it: that with the work comes last, behind
-        what its receiver lacks."""
-        if is_held:
-            return [encode(message)]
+    def answer(self, message: pb.ServerMessage, beside: bool) -> list[Message]:
+        """Return the messages that bring θ to who lacks it, on a stream or `beside` it; `message`, with the work,
+        comes last."""
         size = self.chunk_for(beside)
         if size not in self._encoded:
             *chunks, last = self._coded(size)

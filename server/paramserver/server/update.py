@@ -227,7 +227,7 @@ def _sweep(info: StepInfo, state: State, work: Array) -> None:
 
 def mean_scale(job: Job, contributions: Sequence[Contribution]) -> float:
     """Return what makes the sum of contributions the gradient."""
-    return 1.0 / sum(c.samples for c in contributions) if job.train.reduce == "mean" else 1.0
+    return 1.0 / sum([c.samples for c in contributions]) if job.train.reduce == "mean" else 1.0
 
 
 def _add_up(terms: Terms, scale: float, out: Array) -> None:

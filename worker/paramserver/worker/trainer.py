@@ -384,10 +384,11 @@ class Trainer:
 
     def _look_ahead(self, stream: Stream, work: pb.Work) -> None:
         """While the server is at work, make the batches that it will most likely ask for next, if that is soon done."""
-        learner, job = self._learner, self._job
+        learner = self._learner
         if learner is None:
             # The job has ended meanwhile.
             return
+        job = learner.job
         done = [(a.shard, a.step) for a in work.assignments if a.kind == pb.Assignment.GRADIENT]
         if self._last_step_s >= INLINE_S or job.train.goes_local:
             learner.look_ahead(())
@@ -479,7 +480,7 @@ class Trainer:
     def _pieces(self, stream: Stream, flat: Array, push: pb.Push) -> list[Pieces]:
         """Return for every server what travels to it of a contribution: nothing if it is shared."""
         if push.shared:
-            return [[] for _ in range(1 + len(self._partitions))]
+            return [[]] * (1 + len(self._partitions))
         if self._encoder is not None:
             # A server without a part of a small θ hears of the contribution too.
             nothing = [(0, np.empty(0, np.uint8))]

@@ -110,7 +110,7 @@ class NoState(NamedTuple):
 
 def slice_state(state: S, start: int, stop: int) -> S:
     """Return views of `state[start:stop]` of every array, in the same NamedTuple."""
-    return type(state)(*(array[start:stop] for array in state))
+    return type(state)(*[array[start:stop] for array in state])
 
 
 def filled(size: int, dtype: npt.DTypeLike, value: float = 0.0) -> Array:

@@ -16,11 +16,11 @@ def cross_entropy(scores: NDArray[Any], labels: NDArray[np.int64]) -> tuple[floa
         labels: Class numbers, shape (n,).
     """
     rows = np.arange(len(labels))
-    scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
     chosen = scores[rows, labels]
     np.exp(scores, out=scores)
-    total = scores.sum(axis=1)
-    loss = float(np.mean(np.log(total) - chosen, dtype=np.float64))
+    total = np.add.reduce(scores, axis=1)
+    loss = float(np.add.reduce(np.log(total) - chosen, dtype=np.float64)) / len(labels)
     scores /= total[:, None]
     scores[rows, labels] -= 1
     scores /= len(labels)

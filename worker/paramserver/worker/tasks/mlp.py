@@ -78,7 +78,7 @@ class Mlp:
         for layer in reversed(range(len(inputs))):
             w, b = f"w{layer}", f"b{layer}"
             grad[w] = _product(inputs[layer].T, delta, grad.get(w))
-            grad[b] = np.sum(delta, axis=0, out=grad.get(b))
+            grad[b] = np.add.reduce(delta, axis=0, out=grad.get(b))
             loss += penalise(self.l2, params[w], grad[w])
             if layer:
                 delta = delta @ params[w].T
