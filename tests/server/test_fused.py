@@ -149,3 +149,19 @@ def test_an_update_by_what_workers_sent_has_the_same_bits(
             update.apply(theta, terms, version, version - 1, names)
         found.append([theta.tobytes(), *(array.tobytes() for array in update.state)])
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1, 1024, 1025, 4099])
+def test_the_compiled_look_for_what_is_not_finite_finds_it_anywhere(size: int, dtype: str) -> None:
+    check = fused.finite_check(np.dtype(dtype))
+    largest = np.finfo(dtype).max
+    values = np.full(size, largest, dtype)
+    assert check(values), "a sum that overflows is no fault of the values"
+    for place in {0, size // 4, size // 2, 3 * size // 4, size - 1}:
+        for wrong in (np.nan, np.inf, -np.inf):
+            values[place] = wrong
+            assert not check(values)
+        values[place] = 1.0
+    shifted = np.frombuffer(b"\0" + values.tobytes(), dtype, offset=1)
+    assert check(shifted), "read-only, at any address"

@@ -132,7 +132,8 @@ def attacked(factor: float) -> Any:
         computed = gradient(learner, theta, shard, step)
         if shard not in HOSTILE:
             return computed
-        return Gradient(computed.loss, {name: factor * g for name, g in computed.arrays.items()}, computed.samples)
+        arrays = {name: factor * g for name, g in computed.arrays.items()}
+        return Gradient(computed.loss, arrays, computed.samples, computed.scale)
 
     return compute
 

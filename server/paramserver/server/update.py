@@ -50,6 +50,7 @@ class Update:
         self._total_steps = total_steps
         self._optimizer = make_optimizer(job.optimizer, fuse, halves=job.wire.push == "bf16")
         self.state = self._optimizer.init(layout.size, layout.dtype)
+        self._is_finite = fused.finite_check(layout.dtype) if self._optimizer.is_compiled else is_finite
         starts = range(0, layout.size, block)
         #: Where each block lies in the flat vector.
         self._places = [slice(start, min(start + block, layout.size)) for start in starts]
@@ -148,7 +149,7 @@ class Update:
     def first_not_finite(self, vector: Array) -> int | None:
         """Return the offset of the first block of a vector that holds NaN or infinity, or None."""
         count = -(-vector.size // self._block)
-        if count <= CHECKED_ALONE and is_finite(vector):
+        if count <= CHECKED_ALONE and self._is_finite(vector):
             return None
         share = -(-count // len(self.shares)) * self._block
         bad: list[int] = []
@@ -156,7 +157,7 @@ class Update:
         def look(number: int) -> None:
             begin, end = number * share, min((number + 1) * share, vector.size)
             # At once, and only what is wrong block by block: every call costs as much as some thousands of values.
-            if not is_finite(vector[begin:end]):
+            if not self._is_finite(vector[begin:end]):
                 starts = range(begin, end, self._block)
                 bad.extend(start for start in starts if not is_finite(vector[start : min(start + self._block, end)]))
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from paramserver.worker.batches import Batch
-from paramserver.worker.tasks import initial_parameters, load_task, loss_and_gradient, takes_out
+from paramserver.worker.tasks import initial_parameters, load_task, loss_and_gradient, takes_out, takes_scale
 
 LABELS = {
     "values": (lambda rng, n: rng.standard_normal(n), 0),
@@ -105,3 +105,17 @@ def test_a_gradient_in_given_arrays_has_the_same_bits(use, options, labels, spar
     for name, array in arrays.items():
         assert grad[name] is array
         assert array.tobytes() == own[name].tobytes()
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+@pytest.mark.parametrize(("use", "options", "labels"), [case for case in CASES if case[0] == "mlp"])
+def test_a_scaled_gradient_is_so_many_times_the_gradient_and_the_loss_is_the_loss(use, options, labels, sparse):
+    task, batch = load_task(use, options), make_batch(labels, sparse=sparse)
+    params = initial_parameters(task, np.random.default_rng(1), batch)
+    assert takes_scale(task)
+    expected, own = loss_and_gradient(task, params, batch)
+    for scale in (1.0, 2.5, batch.n):
+        loss, grad = loss_and_gradient(task, params, batch, scale=scale)
+        assert loss == expected
+        for name, array in grad.items():
+            np.testing.assert_allclose(array, scale * own[name], rtol=1e-12, atol=1e-14)

@@ -23,6 +23,7 @@ from paramserver.worker.tasks import (
     load_task,
     loss_and_gradient,
     takes_out,
+    takes_scale,
 )
 from paramserver.worker.tasks.tables import keys_of
 
@@ -37,7 +38,7 @@ class Learner:
         self.job = job
         self._base = base
         self._task: Task | None = None
-        self._takes_out = False
+        self._takes_out = self._takes_scale = False
         self._tables: dict[str, Table] = {}
         #: Batches that were made before they are asked for, by (shard, step).
         self._ahead: dict[tuple[int, int], Batch] = {}
@@ -56,7 +57,7 @@ class Learner:
         """The model, loaded when it is first needed."""
         if self._task is None:
             self._task = load_task(self.job.task.use, self.job.task.options, self._base)
-            self._takes_out = takes_out(self._task)
+            self._takes_out, self._takes_scale = takes_out(self._task), takes_scale(self._task)
             self._tables = declared_tables(self._task)
             if self._tables:
                 check_job(self.job)
@@ -150,13 +151,26 @@ class Learner:
         shard: int,
         step: int,
         out: dict[str, Array] | None = None,
+        scale: float | None = None,
     ) -> tuple[float, dict[str, Array]]:
         """Return the checked mean loss and gradient over a batch; a task that can writes the gradient to `out`.
+
+        `scale`, of which it is so many times then, is only for a task that takes it.
 
         Raises:
             TaskError: with the shard and the step, if the task fails or breaks its contract.
         """
         try:
-            return loss_and_gradient(self.task, theta, batch, out if self._takes_out else None)
+            return loss_and_gradient(self.task, theta, batch, out if self._takes_out else None, scale)
         except TaskError as error:
             raise TaskError(f"shard {shard}, step {step}: {error}") from error
+
+    def contribution(
+        self, theta: dict[str, Array], batch: Batch, shard: int, step: int, out: dict[str, Array] | None = None
+    ) -> tuple[float, dict[str, Array], int]:
+        """Return what `gradient` does, and what the gradient is to be multiplied by before it travels: the examples of
+        the batch, or 1 if the task has done so."""
+        _ = self.task
+        scale = batch.n if self._takes_scale else None
+        loss, arrays = self.gradient(theta, batch, shard, step, out, scale)
+        return loss, arrays, batch.n if scale is None else 1

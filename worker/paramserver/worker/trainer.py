@@ -98,6 +98,13 @@ class Gradient:
     loss: float
     arrays: dict[str, Array]
     samples: int
+    #: What `arrays` are still to be multiplied by to be `samples` times the gradient; None: by `samples`.
+    scale: int | None = None
+
+    @property
+    def left_to_scale(self) -> int:
+        """What `arrays` are multiplied by before they travel."""
+        return self.samples if self.scale is None else self.scale
 
 
 #: Computes one step: (learner, θ, shard, step, where the gradient may be written) to its gradient.
@@ -513,7 +520,7 @@ class Trainer:
             theta = theta | {name: wanted[name].spread(values) for name, values in rows.items()}
         computing = self._compute(learner, theta, assignment.shard, assignment.step, place.views)
         gradient = await (computing if self._acknowledgements is None else self._listening(stream, computing))
-        pack(gradient.arrays, place.views, scale=gradient.samples)
+        pack(gradient.arrays, place.views, scale=gradient.left_to_scale)
         # What is wrong the server refuses, see `_own_up`, and so does a codec; but rows of tables go ahead.
         if exchange is not None:
             check_flat(place.flat, replica.layout, f"shard {assignment.shard}, step {assignment.step}: ")
@@ -526,7 +533,7 @@ class Trainer:
             self._encoder.encode(place.flat, push.shard, push.step, in_place=True)
         self._pushed[push.shard] = (push.epoch, push.step)
         if exchange is not None:
-            sums = {name: w.gather(gradient.arrays[name], gradient.samples) for name, w in wanted.items()}
+            sums = {name: w.gather(gradient.arrays[name], gradient.left_to_scale) for name, w in wanted.items()}
             check_finite(sums, f"shard {assignment.shard}, step {assignment.step}: ")
             push.rows, *self._rows_there = await exchange.push(assignment, wanted, sums)
         return place.flat
@@ -599,7 +606,8 @@ class Trainer:
             gradient = Gradient(*local_steps(learner, theta, shard, step))
         else:
             batch: Batch = learner.batch(shard, step)
-            gradient = Gradient(*learner.gradient(theta, batch, shard, step, out), batch.n)
+            loss, arrays, scale = learner.contribution(theta, batch, shard, step, out)
+            gradient = Gradient(loss, arrays, batch.n, scale)
         self._last_step_s = time.perf_counter() - started
         return gradient
 

@@ -15,6 +15,7 @@ cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -27,6 +28,7 @@ from paramserver.server.optimizers.adam import MomentState, bias_correction, ini
 from paramserver.server.optimizers.optimizer import Array, NoState, Optimizer, StepInfo, filled
 from paramserver.server.optimizers.sgd import MomentumState, sgd
 from paramserver.wire.codecs.bfloat16 import widened
+from paramserver.wire.layout import FEW, is_finite
 
 #: Whether kernels can be compiled here; numba itself is only imported by the first that is.
 AVAILABLE = find_spec("numba") is not None
@@ -99,7 +101,7 @@ def fused_momentum(momentum: float, nesterov: bool = False, weight_decay: float 
             scalar(step.learning_rate),
         )
 
-    return Optimizer(init, update, scratch_rows=0, update_by_terms=update_by_terms)
+    return Optimizer(init, update, scratch_rows=0, update_by_terms=update_by_terms, is_compiled=True)
 
 
 def fused_adam(
@@ -141,7 +143,44 @@ def fused_adam(
             scalar(1.0 - step.learning_rate * weight_decay if decoupled else weight_decay),
         )
 
-    return Optimizer(init, update, scratch_rows=0)
+    return Optimizer(init, update, scratch_rows=0, is_compiled=True)
+
+
+def finite_check(dtype: np.dtype[Any]) -> Callable[[Array], bool]:
+    """Return what `wire.layout.is_finite` does, compiled now: of what another core has just written it takes a third
+    less, since it reads in four places at once."""
+    squares = _squares_kernel(dtype)
+
+    def check(values: Array) -> bool:
+        if values.size <= FEW:
+            return is_finite(values)
+        return math.isfinite(squares(values)) or bool(np.isfinite(values).all())
+
+    return check
+
+
+@lru_cache
+def _squares_kernel(dtype: np.dtype[Any]) -> Callable[[Array], float]:
+    import numba  # an extra, and slow to import
+
+    scalar = numba.from_dtype(dtype)
+    zero = dtype.type(0)
+
+    def kernel(values: Array) -> Any:
+        quarter = values.size // 4
+        first, second, third, fourth = zero, zero, zero, zero
+        for i in range(quarter):
+            first += values[i] * values[i]
+            second += values[i + quarter] * values[i + quarter]
+            third += values[i + 2 * quarter] * values[i + 2 * quarter]
+            fourth += values[i + 3 * quarter] * values[i + 3 * quarter]
+        for i in range(4 * quarter, values.size):
+            first += values[i] * values[i]
+        return first + second + third + fourth
+
+    # In any order, or it would be one addition after the other; what is not finite stays so.
+    compiled: Callable[[Array], float] = numba.njit(scalar(_given(scalar)), nogil=True, fastmath={"reassoc"})(kernel)
+    return compiled
 
 
 def _place(old: Array, new: Array) -> None:

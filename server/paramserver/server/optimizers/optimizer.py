@@ -102,6 +102,8 @@ class Optimizer(NamedTuple):
     by_terms_from: int = 0
     #: It may be given two bytes of bfloat16, as uint16, in place of every value.
     takes_halves: bool = False
+    #: A compiler is there anyway.
+    is_compiled: bool = False
 
 
 class NoState(NamedTuple):

@@ -1,6 +1,13 @@
 """Tasks: the built-in models, the user's own, and the contract that both keep."""
 
-from paramserver.worker.tasks.contract import Task, initial_parameters, loss_and_gradient, metrics, takes_out
+from paramserver.worker.tasks.contract import (
+    Task,
+    initial_parameters,
+    loss_and_gradient,
+    metrics,
+    takes_out,
+    takes_scale,
+)
 from paramserver.worker.tasks.loading import load_task
 from paramserver.worker.tasks.tables import declared_tables, with_rows
 
@@ -12,5 +19,6 @@ __all__ = [
     "loss_and_gradient",
     "metrics",
     "takes_out",
+    "takes_scale",
     "with_rows",
 ]

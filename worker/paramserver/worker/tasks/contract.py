@@ -62,8 +62,20 @@ def takes_out(task: Task) -> bool:
     return "out" in inspect.signature(task.loss_and_grad).parameters
 
 
-def loss_and_gradient(task: Task, params: Params, batch: Batch, out: Params | None = None) -> tuple[float, Params]:
-    """Return the checked loss and gradient of a task; `out` is handed to a task that `takes_out`.
+def takes_scale(task: Task) -> bool:
+    """Say whether the task's `loss_and_grad` has a parameter `gradient_scale`: what it is to multiply the gradient by,
+    and not the loss.
+
+    What travels is the gradient times the examples of the batch, so a task that has it at once saves a pass over it.
+    """
+    return "gradient_scale" in inspect.signature(task.loss_and_grad).parameters
+
+
+def loss_and_gradient(
+    task: Task, params: Params, batch: Batch, out: Params | None = None, scale: float | None = None
+) -> tuple[float, Params]:
+    """Return the checked loss and gradient of a task; `out` is handed to a task that `takes_out`, `scale` to one that
+    `takes_scale`.
 
     Whether every value is finite is left to `check_finite`, once they lie where they travel from.
 
@@ -71,7 +83,7 @@ def loss_and_gradient(task: Task, params: Params, batch: Batch, out: Params | No
         TaskError: if `loss_and_grad` fails, or what it returned breaks the contract.
     """
     given = (params, batch) if out is None else (params, batch, out)
-    result = call(task, "loss_and_grad", *given)
+    result = call(task, "loss_and_grad", *given, **({} if scale is None else {"gradient_scale": scale}))
     if not isinstance(result, tuple) or len(result) != 2:
         raise TaskError(f"loss_and_grad returned {describe(result)}; a pair (loss, gradient) is expected")
     loss, grad = result
@@ -167,14 +179,14 @@ def _check_tensor(name: str, value: Any, param: NDArray[Any]) -> None:
         raise TaskError(f"gradient {name!r} is {value.dtype}; the parameter is {param.dtype}{why}")
 
 
-def call(task: Task, method: str, *arguments: Any) -> Any:
+def call(task: Task, method: str, *arguments: Any, **named: Any) -> Any:
     """Call a method of a task.
 
     Raises:
         TaskError: if it fails, with what it raised.
     """
     try:
-        return getattr(task, method)(*arguments)
+        return getattr(task, method)(*arguments, **named)
     except ParamserverError:
         raise
     except Exception as error:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def cross_entropy(scores: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, NDArray[Any]]:
-    """Return the mean of −log softmax(scores)[label], and its gradient by the scores.
+def cross_entropy(scores: NDArray[Any], labels: NDArray[np.int64], scale: float = 1.0) -> tuple[float, NDArray[Any]]:
+    """Return the mean of −log softmax(scores)[label], and `scale` times its gradient by the scores.
 
     Args:
         scores: Floats, shape (n, classes); overwritten, since the gradient takes its place.
@@ -23,15 +23,16 @@ def cross_entropy(scores: NDArray[Any], labels: NDArray[np.int64]) -> tuple[floa
     loss = float(np.add.reduce(np.log(total) - chosen, dtype=np.float64)) / len(labels)
     scores /= total[:, None]
     scores[rows, labels] -= 1
-    scores /= len(labels)
+    if scale != len(labels):
+        scores /= len(labels) / scale
     return loss, scores
 
 
-def penalise(l2: float, w: NDArray[Any], grad: NDArray[Any]) -> float:
-    """Return l2 · ‖w‖² and add its gradient, 2 · l2 · w, to `grad` in place."""
+def penalise(l2: float, w: NDArray[Any], grad: NDArray[Any], scale: float = 1.0) -> float:
+    """Return l2 · ‖w‖² and add `scale` times its gradient, 2 · l2 · w, to `grad` in place."""
     if not l2:
         return 0.0
-    grad += 2 * l2 * w
+    grad += 2 * l2 * scale * w
     return l2 * float(np.sum(np.square(w), dtype=np.float64))
 
 

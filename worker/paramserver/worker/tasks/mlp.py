@@ -64,22 +64,25 @@ class Mlp:
             params[f"b{layer}"] = np.zeros(outputs, batch.x.dtype)
         return params
 
-    def loss_and_grad(self, params: Params, batch: Batch, out: Params | None = None) -> tuple[float, Params]:
-        """Return the loss and its gradient, by back-propagation; with `out`, arrays like the parameters, in these."""
+    def loss_and_grad(
+        self, params: Params, batch: Batch, out: Params | None = None, gradient_scale: float = 1.0
+    ) -> tuple[float, Params]:
+        """Return the loss and `gradient_scale` times its gradient, by back-propagation; with `out`, arrays like the
+        parameters, in these."""
         inputs = self._forward(params, batch)
         output = inputs.pop()
         if self._classifies(batch):
-            loss, delta = cross_entropy(output, batch.labels)
+            loss, delta = cross_entropy(output, batch.labels, gradient_scale)
         else:
             residual = output[:, 0] - batch.y
             loss = float(np.mean(np.square(residual), dtype=np.float64))
-            delta = (residual * (2 / batch.n))[:, None]
+            delta = (residual * (2 * gradient_scale / batch.n))[:, None]
         grad: Params = {} if out is None else out
         for layer in reversed(range(len(inputs))):
             w, b = f"w{layer}", f"b{layer}"
             grad[w] = _product(inputs[layer].T, delta, grad.get(w))
             grad[b] = np.add.reduce(delta, axis=0, out=grad.get(b))
-            loss += penalise(self.l2, params[w], grad[w])
+            loss += penalise(self.l2, params[w], grad[w], gradient_scale)
             if layer:
                 delta = delta @ params[w].T
                 delta *= self._slope(inputs[layer])
