@@ -119,8 +119,8 @@ class Training:
 def gradient(learner: Learner, theta: dict[str, Array], shard: int, step: int) -> Gradient:
     """Compute what the task says."""
     batch = learner.batch(shard, step)
-    loss, arrays, scale = learner.contribution(theta, batch, shard, step)
-    return Gradient(loss, arrays, batch.n, scale)
+    loss, arrays, is_scaled = learner.contribution(theta, batch, shard, step)
+    return Gradient(loss, arrays, batch.n, is_scaled)
 
 
 async def at_once(learner: Learner, theta: dict[str, Array], shard: int, step: int, _out: dict[str, Array]) -> Gradient:

@@ -133,7 +133,7 @@ def attacked(factor: float) -> Any:
         if shard not in HOSTILE:
             return computed
         arrays = {name: factor * g for name, g in computed.arrays.items()}
-        return Gradient(computed.loss, arrays, computed.samples, computed.scale)
+        return Gradient(computed.loss, arrays, computed.samples, computed.is_scaled)
 
     return compute
 

@@ -71,7 +71,7 @@ def test_what_is_too_long_as_a_whole_is_refused_and_changes_nothing(
         learner: Learner, theta: dict[str, Array], shard: int, step: int, out: dict[str, Array]
     ) -> Gradient:
         right = await at_once(learner, theta, shard, step, out)
-        return Gradient(right.loss, {name: 40 * g for name, g in right.arrays.items()}, right.samples, right.scale)
+        return Gradient(right.loss, {name: 40 * g for name, g in right.arrays.items()}, right.samples, right.is_scaled)
 
     job = make_job("mlp", {"train": {"refuse_norm": 4.0}})
     expected = train(monkeypatch, job, 1)

@@ -45,11 +45,11 @@ def test_only_a_task_that_takes_the_scale_is_given_it(tmp_path: Path, more: str,
     batch = mine.batch(1, 0)
     theta = {"w": np.zeros(batch.x.shape[1], np.float32)}
     out = {"w": np.ones_like(theta["w"])}
-    loss, arrays, scale = mine.contribution(theta, batch, 1, 0, out)
+    loss, arrays, is_scaled = mine.contribution(theta, batch, 1, 0, out)
     assert loss == 0.5
-    assert scale == (batch.n if left else 1)
+    assert is_scaled is not left
     assert batch.n > 1
-    np.testing.assert_array_equal(scale * arrays["w"], np.full_like(theta["w"], batch.n))
+    np.testing.assert_array_equal(arrays["w"], np.full_like(theta["w"], batch.n if is_scaled else 1))
 
 
 def test_a_task_that_fails_with_a_scale_is_named_with_shard_and_step(tmp_path: Path) -> None:

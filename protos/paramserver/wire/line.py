@@ -158,12 +158,11 @@ class Line:
 
     def _send_small(self) -> bool:
         """Send an answer that has just begun, if it is one small message, as most are; False if not all is sent."""
-        message = self._unsent[0]
-        if len(self._unsent) > 1 or not isinstance(message, bytes) or len(message) > _LARGE:
+        first, *others = _parts(self._unsent[0])
+        if others or len(self._unsent) > 1:
             return False
-        framed = _LENGTH.pack(len(message)) + message
-        self._sent = os.write(self._writing, framed)
-        if self._sent < len(framed):
+        self._sent = os.write(self._writing, first)
+        if self._sent < len(first):
             return False
         self._unsent.clear()
         self._sent = 0

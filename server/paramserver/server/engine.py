@@ -23,6 +23,7 @@ from paramserver.server.policies import make_policy, why_it_waits
 from paramserver.server.waits import Wait, explain, whom
 from paramserver.wire.job import MAX_STEPS, Job, TrainSection
 
+#: Of `phase`; what every event asks for is looked up here, without a call.
 _ENDED = frozenset({"done", "failed", "stopped"})
 
 #: Events that by themselves give no reason to look at the leases.

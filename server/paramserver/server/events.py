@@ -10,7 +10,7 @@ from paramserver.wire.job import TrainSection
 
 
 class Kind(enum.IntEnum):
-    """What a worker is asked to compute for a shard."""
+    """What a worker is asked to compute for a shard; numbers, since the hash of other enumerations is slow."""
 
     GRADIENT = 1
     SURVEY = 2

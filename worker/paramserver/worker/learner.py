@@ -167,10 +167,9 @@ class Learner:
 
     def contribution(
         self, theta: dict[str, Array], batch: Batch, shard: int, step: int, out: dict[str, Array] | None = None
-    ) -> tuple[float, dict[str, Array], int]:
-        """Return what `gradient` does, and what the gradient is to be multiplied by before it travels: the examples of
-        the batch, or 1 if the task has done so."""
+    ) -> tuple[float, dict[str, Array], bool]:
+        """Return what `gradient` does, and whether the task has multiplied the gradient by the examples of the batch:
+        so it travels."""
         _ = self.task
-        scale = batch.n if self._takes_scale else None
-        loss, arrays = self.gradient(theta, batch, shard, step, out, scale)
-        return loss, arrays, batch.n if scale is None else 1
+        loss, arrays = self.gradient(theta, batch, shard, step, out, batch.n if self._takes_scale else None)
+        return loss, arrays, self._takes_scale

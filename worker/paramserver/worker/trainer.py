@@ -98,13 +98,13 @@ class Gradient:
     loss: float
     arrays: dict[str, Array]
     samples: int
-    #: What `arrays` are still to be multiplied by to be `samples` times the gradient; None: by `samples`.
-    scale: int | None = None
+    #: `arrays` hold `samples` times the gradient.
+    is_scaled: bool = False
 
     @property
     def left_to_scale(self) -> int:
         """What `arrays` are multiplied by before they travel."""
-        return self.samples if self.scale is None else self.scale
+        return 1 if self.is_scaled else self.samples
 
 
 #: Computes one step: (learner, θ, shard, step, where the gradient may be written) to its gradient.
@@ -606,8 +606,8 @@ class Trainer:
             gradient = Gradient(*local_steps(learner, theta, shard, step))
         else:
             batch: Batch = learner.batch(shard, step)
-            loss, arrays, scale = learner.contribution(theta, batch, shard, step, out)
-            gradient = Gradient(loss, arrays, batch.n, scale)
+            loss, arrays, is_scaled = learner.contribution(theta, batch, shard, step, out)
+            gradient = Gradient(loss, arrays, batch.n, is_scaled)
         self._last_step_s = time.perf_counter() - started
         return gradient
 

@@ -15,7 +15,6 @@ cache.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -28,7 +27,7 @@ from paramserver.server.optimizers.adam import MomentState, bias_correction, ini
 from paramserver.server.optimizers.optimizer import Array, NoState, Optimizer, StepInfo, filled
 from paramserver.server.optimizers.sgd import MomentumState, sgd
 from paramserver.wire.codecs.bfloat16 import widened
-from paramserver.wire.layout import FEW, is_finite
+from paramserver.wire.layout import is_finite
 
 #: Whether kernels can be compiled here; numba itself is only imported by the first that is.
 AVAILABLE = find_spec("numba") is not None
@@ -149,14 +148,7 @@ def fused_adam(
 def finite_check(dtype: np.dtype[Any]) -> Callable[[Array], bool]:
     """Return what `wire.layout.is_finite` does, compiled now: of what another core has just written it takes a third
     less, since it reads in four places at once."""
-    squares = _squares_kernel(dtype)
-
-    def check(values: Array) -> bool:
-        if values.size <= FEW:
-            return is_finite(values)
-        return math.isfinite(squares(values)) or bool(np.isfinite(values).all())
-
-    return check
+    return partial(is_finite, squares=_squares_kernel(dtype))
 
 
 @lru_cache
