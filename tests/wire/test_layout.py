@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramserver.wire.errors import TensorError
-from paramserver.wire.layout import GRID, MAX_ELEMENTS, Layout, is_finite, pack, read_values
+from paramserver.wire.layout import FEW, GRID, MAX_ELEMENTS, Layout, is_finite, pack, read_values
 from paramserver.wire.v1 import paramserver_pb2 as pb
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
@@ -125,10 +125,13 @@ def test_finite_means_that_every_value_is(values: list[float]) -> None:
         assert is_finite(array) == bool(np.isfinite(array).all())
 
 
-def test_values_whose_sum_overflows_are_finite_all_the_same() -> None:
-    assert is_finite(np.full(100, LARGEST, np.float32))
-    assert is_finite(np.array([1e308, 1e308, -1e308, -1e308] * 100))
-    assert not is_finite(np.array([math.inf, -math.inf]))
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("times", [1, FEW], ids=["a few", "many"])
+def test_values_whose_sum_overflows_are_finite_all_the_same(times: int) -> None:
+    assert is_finite(np.full(100 * times, LARGEST, np.float32))
+    assert is_finite(np.array([1e308, 1e308, -1e308, -1e308] * 100 * times))
+    assert not is_finite(np.array([math.inf, -math.inf] * times))
+    assert not is_finite(np.array([math.nan, 1.0] * times))
 
 
 SIZES = st.lists(st.sampled_from([0, 1, 5, GRID - 1, GRID, 3 * GRID + 7, 40 * GRID]), min_size=1, max_size=6)
